@@ -1,0 +1,54 @@
+# Each rule installs what it lacks (tools/setup.sh), then does its work.
+#
+#   make fashion-mnist      trains the example to the end and tests its best checkpoint
+#   make test               every test but the long ones; closes with "N passed, N failed"
+#   make test-long          the long ones
+#   make build              everything
+#   make bench              the benchmarks, next to the Python original
+#   make format             formats the sources; check-format only looks
+#   make compile-commands   compile_commands.json, for clangd
+
+.PHONY: setup build fashion-mnist test test-long bench format check-format compile-commands clean
+
+FASHION_MNIST := bazel-bin/examples/fashion_mnist/fashion_mnist
+FASHION_MNIST_CONFIG := examples/fashion_mnist/config.yaml
+
+setup:
+	@tools/setup.sh build
+
+build: setup
+	bazel build //...
+
+fashion-mnist: setup
+	bazel build //examples/fashion_mnist
+	$(FASHION_MNIST) fit --config $(FASHION_MNIST_CONFIG)
+
+test:
+	@tools/setup.sh test
+	@tools/test.sh --test_tag_filters=-long --build_tests_only //tests/...
+
+test-long:
+	@tools/setup.sh test
+	@tools/test.sh --test_tag_filters=long --build_tests_only //tests/...
+
+bench:
+	@tools/setup.sh test
+	bazel build //benchmarks/...
+	.venv/bin/python benchmarks/run.py
+
+format:
+	@tools/setup.sh packages
+	@tools/format.sh
+
+check-format:
+	@tools/setup.sh packages
+	@tools/format.sh --check
+
+compile-commands: setup
+	@python3 tools/compile_commands.py
+
+# The compiled objects stay in the disk cache (~/.cache/lightning-bazel), what was used of it in the
+# last two weeks.
+clean:
+	bazel clean
+	find ~/.cache/lightning-bazel -type f -atime +14 -delete
