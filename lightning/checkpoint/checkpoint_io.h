@@ -1,0 +1,36 @@
+// How a checkpoint reaches the disk and comes back. Strategies call it; a plugin may replace it.
+// Source: Lightning 2.6, `CheckpointIO`.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "lightning/checkpoint/state.h"
+
+namespace lightning {
+
+class CheckpointIO {
+ public:
+  static constexpr const char* kPartKind = "checkpoint_io";
+
+  virtual ~CheckpointIO() = default;
+
+  // Writes the whole tree to `path`, making folders as needed. The file is complete or not there:
+  // it is written beside its place and renamed.
+  // Errors: CheckpointError with the path and the system's reason.
+  virtual void save(const State& checkpoint, const std::string& path) = 0;
+
+  // Errors: CheckpointError when the file is missing, torn or of another format.
+  virtual State load(const std::string& path) = 0;
+
+  // Deletes a file or a folder; one that is not there is fine.
+  virtual void remove(const std::string& path) = 0;
+
+  // Waits for what is still being written.
+  virtual void teardown() {}
+};
+
+// The CheckpointIO of this build.
+std::shared_ptr<CheckpointIO> default_checkpoint_io();
+
+}  // namespace lightning

@@ -1,0 +1,40 @@
+// The header of a safetensors file, as text and parsed. Trusts nothing that it reads.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace lightning {
+
+struct SafetensorsHeader {
+  struct Entry {
+    std::string name;
+    at::ScalarType dtype = at::kFloat;
+    std::vector<int64_t> sizes;  // as LibTorch counts them
+    uint64_t begin = 0;          // of the data; in the file's terms, from the end of the header
+    uint64_t end = 0;
+  };
+  std::vector<Entry> entries;  // in the order of their data
+  std::map<std::string, std::string> metadata;
+
+  // Python's reader takes no longer one.
+  static constexpr uint64_t kMostBytes = 100'000'000;
+
+  // Errors: CheckpointError for a text that is not UTF-8 and for a header that gets too long.
+  std::string to_json() const;
+
+  // Errors: CheckpointError that says what is wrong, without the file's name.
+  //
+  //   data_bytes   how many bytes follow the header; the entries must cover them exactly
+  static SafetensorsHeader parse(const std::string& json, uint64_t data_bytes);
+
+  // Whether the format has the dtype.
+  static bool knows(at::ScalarType dtype);
+  static std::string known_dtypes();
+};
+
+}  // namespace lightning

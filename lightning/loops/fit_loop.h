@@ -1,0 +1,71 @@
+// Training over epochs, and over the batches of one.
+// Source: Lightning 2.6, `_FitLoop`, `_TrainingEpochLoop`; the reference's sections 1.5 and 11.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "lightning/loops/data_setup.h"
+#include "lightning/loops/evaluation_loop.h"
+#include "lightning/loops/run.h"
+
+namespace lightning {
+
+class FitLoop {
+ public:
+  explicit FitLoop(Run& run);
+
+  void run_sanity_check();
+  void run();
+  void teardown();
+
+  EvaluationLoop& val_loop() { return val_loop_; }
+  std::shared_ptr<CombinedLoader> loader() const { return data_ ? data_->loader : nullptr; }
+  // Asks for the training loaders once, or when they are to be reloaded.
+  void setup_data();
+  // True when a validation loop exists and may run.
+  bool enable_validation() const;
+
+  // Counts and positions, under Python's keys.
+  State state_dict() const;
+  void load_state_dict(const State& state);
+
+ private:
+  // What a resumed run still has to do of the epoch or of the batch it was saved in.
+  enum class EpochRestart { kNone, kOnEpochStart, kMidEpoch, kOnEpochEnd, kResumedOnEpochEnd };
+  enum class BatchRestart { kNone, kOnBatchEnd, kOnLast };
+
+  bool done();
+  bool validates_this_epoch() const;
+  bool validation_due() const;
+  void find_restart();
+  void start_run();
+  void start_epoch();
+  void end_epoch();
+  void run_epoch();
+  void reset_epoch();
+  // False when the epoch ends early (the module's on_train_batch_start returned -1).
+  bool run_batch();
+  bool restart_without_batch();
+  void after_batch();
+  bool epoch_done();
+  void step_schedulers(const std::string& interval, bool plateau);
+  void check_val_interval();
+
+  Run& run_;
+  EvaluationLoop val_loop_;
+  ResultCollection results_{true};
+  std::optional<StageData> data_;
+  std::unique_ptr<CombinedIterator> iterator_;
+  std::optional<int64_t> loaded_in_epoch_;
+  State loader_states_;  // to load once the loaders are there
+
+  bool restarting_ = false;        // in an epoch that was not finished
+  bool batch_restarting_ = false;  // until the first batch after the restart
+  bool loaded_ = false;            // from a checkpoint, until the first epoch is done
+  bool skip_validation_ = false;
+  EpochRestart epoch_restart_ = EpochRestart::kNone;
+  BatchRestart batch_restart_ = BatchRestart::kNone;
+};
+
+}  // namespace lightning

@@ -1,0 +1,305 @@
+#include "lightning/loops/results.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "lightning/errors.h"
+#include "lightning/log.h"
+
+namespace lightning {
+namespace {
+
+// The value as a float32 holds it, unless it is kept in float64.
+double rounded(double value, at::ScalarType dtype) {
+  return dtype == at::kDouble ? value : static_cast<double>(static_cast<float>(value));
+}
+
+at::ScalarType default_dtype() {
+  const auto dtype = c10::typeMetaToScalarType(at::get_default_dtype());
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// A value that a step logged, as it is kept: host scalars as numbers, device ones as tensors.
+Scalar kept(const std::string& name, const LogValue& value, bool enable_graph) {
+  if (const double* number = value.number()) {
+    return Scalar(rounded(*number, default_dtype()), default_dtype());
+  }
+  at::Tensor tensor = *value.tensor();
+  if (!tensor.defined() || tensor.numel() != 1) {
+    throw MisconfigurationError(str(
+        "log(\"", name, "\") got ",
+        tensor.defined() ? str("a tensor of shape ", tensor.sizes())
+                         : std::string("an undefined tensor"),
+        ", expected a number or a tensor of one element. Reduce it first, for example .mean()."));
+  }
+  const auto dtype = tensor.scalar_type() == at::kDouble  ? at::kDouble
+                     : tensor.scalar_type() == at::kFloat ? at::kFloat
+                                                          : default_dtype();
+  if (tensor.is_cpu() && !enable_graph) {
+    const auto number = tensor.scalar_type() == at::kFloat ? *tensor.const_data_ptr<float>()
+                                                           : tensor.item().toDouble();
+    return Scalar(rounded(number, dtype), dtype);
+  }
+  if (!enable_graph) tensor = tensor.detach();
+  // A copy: the step may go on to change the tensor in place.
+  return Scalar(tensor.scalar_type() == dtype ? tensor.clone().reshape({})
+                                              : tensor.to(dtype).reshape({}));
+}
+
+const std::string* reduction_name(const LogOptions& options) {
+  return std::get_if<std::string>(&options.reduce_fx());
+}
+
+bool same_options(const LogOptions& a, const LogOptions& b) {
+  const auto* name_a = reduction_name(a);
+  const auto* name_b = reduction_name(b);
+  const bool same_reduction =
+      (name_a == nullptr) == (name_b == nullptr) && (name_a == nullptr || *name_a == *name_b);
+  return same_reduction && a.prog_bar() == b.prog_bar() && a.logger() == b.logger() &&
+         a.on_step() == b.on_step() && a.on_epoch() == b.on_epoch() &&
+         a.enable_graph() == b.enable_graph() && a.sync_dist() == b.sync_dist() &&
+         a.add_dataloader_idx() == b.add_dataloader_idx() &&
+         a.rank_zero_only() == b.rank_zero_only();
+}
+
+ReduceOp reduce_op(const std::string& name) {
+  return name == "mean"  ? ReduceOp::kMean
+         : name == "sum" ? ReduceOp::kSum
+         : name == "min" ? ReduceOp::kMin
+                         : ReduceOp::kMax;
+}
+
+}  // namespace
+
+at::Tensor Scalar::tensor() const {
+  return on_host_ ? at::scalar_tensor(number_, at::TensorOptions().dtype(dtype_)) : tensor_;
+}
+
+double Scalar::item() const { return on_host_ ? number_ : tensor_.item().toDouble(); }
+
+void ResultCollection::start_batch(const Batch* batch, std::optional<int64_t> dataloader_idx) {
+  batch_ = batch;
+  batch_size_.reset();
+  dataloader_idx_ = dataloader_idx;
+  next_ = 0;
+}
+
+void ResultCollection::drop_batch() {
+  batch_ = nullptr;
+  batch_size_.reset();
+}
+
+ResultCollection::Entry& ResultCollection::entry_for(Hook hook, const std::string& name,
+                                                     const LogValue& value,
+                                                     const LogOptions& options) {
+  // Without a loader's index in the name, all loaders share one entry.
+  const auto index_of = [](const LogOptions& of, const std::optional<int64_t>& loader) {
+    return of.add_dataloader_idx() ? loader.value_or(-1) : -1;
+  };
+  const int64_t index = index_of(options, dataloader_idx_);
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    auto& entry = entries_[(next_ + i) % entries_.size()];
+    const bool same_loader = index_of(entry.options, entry.dataloader_idx) == index;
+    if (entry.hook != hook || !same_loader || entry.name != name) continue;
+    if (!same_options(entry.options, options)) {
+      throw MisconfigurationError(str("log(\"", name, "\") was called twice in ", to_string(hook),
+                                      " with different options. Use the same options, or another "
+                                      "name."));
+    }
+    next_ = (next_ + i + 1) % entries_.size();
+    return entry;
+  }
+  const auto* reduction = reduction_name(options);
+  if (reduction != nullptr && *reduction != "mean" && *reduction != "sum" && *reduction != "min" &&
+      *reduction != "max") {
+    throw MisconfigurationError(str("log(\"", name, "\") got reduce_fx \"", *reduction,
+                                    "\", expected mean, sum, min, max or a function."));
+  }
+  Entry entry;
+  entry.hook = hook;
+  entry.name = name;
+  entry.dataloader_idx = dataloader_idx_;
+  entry.options = options;
+  entry.metric = value.metric();
+  entries_.push_back(std::move(entry));
+  return entries_.back();
+}
+
+double ResultCollection::weight_of_batch(const Entry& entry) {
+  if (entry.options.batch_size()) return static_cast<double>(*entry.options.batch_size());
+  if (batch_size_) return *batch_size_;
+  if (batch_ == nullptr) return 1;
+  bool ambiguous = false;
+  const auto size = batch_->batch_size(&ambiguous);
+  if (!size) {
+    throw MisconfigurationError(str("log(\"", entry.name,
+                                    "\") takes a mean over the epoch, but the batch is ",
+                                    batch_->describe(),
+                                    " and holds no tensor to take the batch size from. Pass "
+                                    "LogOptions().batch_size(n)."));
+  }
+  if (ambiguous) {
+    warn_once(str("The batch ", batch_->describe(),
+                  " holds tensors of different first dims; its "
+                  "size is taken to be ",
+                  *size,
+                  ". Pass LogOptions().batch_size(n) if it is "
+                  "not."),
+              "ambiguous batch size");
+  }
+  batch_size_ = static_cast<double>(*size);
+  return *batch_size_;
+}
+
+void ResultCollection::accumulate(Entry& entry, const Scalar& value, double weight) {
+  const auto* reduction = reduction_name(entry.options);
+  if (reduction == nullptr) {
+    entry.all.push_back(value.tensor());
+    return;
+  }
+  auto& total = entry.total;
+  const bool first = !entry.has_value;
+  if (*reduction == "mean") entry.weight = first ? weight : entry.weight + weight;
+  if (value.on_host() && (first || total.on_host())) {
+    const auto dtype = value.dtype();
+    const auto add =
+        *reduction == "mean" ? rounded(value.number() * weight, dtype) : value.number();
+    double number = add;
+    if (!first) {
+      number = *reduction == "min"   ? std::fmin(total.number(), add)
+               : *reduction == "max" ? std::fmax(total.number(), add)
+                                     : rounded(total.number() + add, dtype);
+      const bool nan = std::isnan(total.number()) || std::isnan(add);
+      if (nan) number = NAN;  // as torch's minimum and maximum do
+    }
+    total = Scalar(number, dtype);
+    return;
+  }
+  const at::NoGradGuard no_grad;
+  auto add = value.tensor();
+  if (*reduction == "mean") add = add * weight;
+  if (first) {
+    total = Scalar(*reduction == "mean" ? add : add.clone());
+    return;
+  }
+  auto sum = total.tensor().to(add.device());
+  total = Scalar(*reduction == "min"   ? at::minimum(sum, add)
+                 : *reduction == "max" ? at::maximum(sum, add)
+                                       : sum + add);
+}
+
+void ResultCollection::log(Hook hook, const std::string& name, const LogValue& value,
+                           const LogOptions& options, Collectives& collectives) {
+  collectives_ = &collectives;
+  auto& entry = entry_for(hook, name, value, options);
+  entry.computed = Scalar();
+  if (value.metric() != nullptr) {
+    entry.metric = value.metric();
+    const auto& batch_value = entry.metric->batch_value();
+    if (*options.on_step() && batch_value.defined()) entry.step_value = Scalar(batch_value);
+    entry.has_value = true;
+    return;
+  }
+  auto scalar = kept(name, value, options.enable_graph());
+  if (*options.on_step()) {
+    entry.step_value = scalar;
+    if (options.sync_dist() && collectives.world_size() > 1 && reduction_name(options)) {
+      entry.step_value =
+          Scalar(collectives.reduce(scalar.tensor(), reduce_op(*reduction_name(options))));
+    }
+  }
+  if (*options.on_epoch()) {
+    const auto* reduction = reduction_name(options);
+    entry.options.batch_size(options.batch_size());
+    const double weight = reduction != nullptr && *reduction == "mean" ? weight_of_batch(entry) : 1;
+    accumulate(entry, scalar, weight);
+  }
+  entry.has_value = true;
+}
+
+Scalar ResultCollection::computed(Entry& entry) {
+  if (entry.computed.defined()) return entry.computed;
+  if (entry.metric != nullptr) {
+    const bool synced = collectives_ != nullptr && collectives_->world_size() > 1;
+    entry.computed =
+        Scalar(synced ? entry.metric->compute_synced(*collectives_) : entry.metric->compute());
+    return entry.computed;
+  }
+  const auto* reduction = reduction_name(entry.options);
+  if (reduction == nullptr) {
+    const auto& reduce = std::get<1>(entry.options.reduce_fx());
+    entry.computed = Scalar(reduce(at::stack(entry.all)));
+    return entry.computed;
+  }
+  auto total = entry.total;
+  double weight = entry.weight;
+  if (entry.options.sync_dist() && collectives_ != nullptr && collectives_->world_size() > 1) {
+    // Sums of values and of weights over the ranks, in float64 for the weights: an integer mean of
+    // batch sizes would be floored.
+    const auto op = *reduction == "mean" ? ReduceOp::kSum : reduce_op(*reduction);
+    total = Scalar(collectives_->reduce(total.tensor(), op));
+    weight = collectives_->reduce(at::scalar_tensor(weight, at::kDouble), ReduceOp::kSum)
+                 .item()
+                 .toDouble();
+  }
+  if (*reduction == "mean") {
+    total = total.on_host() ? Scalar(rounded(total.number() / weight, total.dtype()), total.dtype())
+                            : Scalar(total.tensor() / weight);
+  }
+  entry.computed = total;
+  return total;
+}
+
+ResultCollection::Metrics ResultCollection::metrics(bool on_step) {
+  Metrics metrics;
+  for (auto& entry : entries_) {
+    if (!entry.has_value || entry.dataloader_idx != dataloader_idx_) continue;
+    const bool step = *entry.options.on_step();
+    const bool epoch = *entry.options.on_epoch();
+    Scalar value;
+    if (on_step && step) {
+      value = entry.step_value;
+    } else if (!on_step && epoch) {
+      value = computed(entry);
+    }
+    if (!value.defined()) continue;
+    std::string suffix;
+    if (entry.options.add_dataloader_idx() && entry.dataloader_idx) {
+      suffix = str("/dataloader_idx_", *entry.dataloader_idx);
+    }
+    const std::string fork = step && epoch ? (on_step ? "_step" : "_epoch") : "";
+    const std::string forked = entry.name + fork + suffix;
+    if (entry.options.logger()) metrics.log.emplace_back(forked, value);
+    if (training_ || (epoch && !on_step)) {
+      if (!fork.empty()) metrics.callback.emplace_back(entry.name + suffix, value);
+      metrics.callback.emplace_back(forked, value);
+    }
+    if (entry.options.prog_bar()) metrics.progress_bar.emplace_back(forked, value);
+  }
+  return metrics;
+}
+
+void ResultCollection::reset() {
+  for (auto& entry : entries_) {
+    if (entry.metric != nullptr && entry.has_value) entry.metric->reset();
+    entry.step_value = entry.total = entry.computed = Scalar();
+    entry.weight = 0;
+    entry.all.clear();
+    entry.has_value = false;
+  }
+}
+
+void ResultCollection::reset(Hook hook) {
+  for (auto& entry : entries_) {
+    if (entry.hook != hook || entry.metric != nullptr) continue;
+    entry.step_value = entry.total = entry.computed = Scalar();
+    entry.weight = 0;
+    entry.all.clear();
+    entry.has_value = false;
+  }
+}
+
+}  // namespace lightning

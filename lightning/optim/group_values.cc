@@ -1,0 +1,52 @@
+#include "lightning/optim/group_values.h"
+
+#include <torch/optim/optimizer.h>
+
+#include <algorithm>
+#include <mutex>
+#include <unordered_map>
+
+namespace lightning {
+namespace {
+
+std::mutex mutex;
+
+// An entry ends with the last schedule, which does not outlive the optimizer it holds; so an
+// address that is used again finds nothing of its predecessor.
+std::unordered_map<const torch::optim::Optimizer*, std::weak_ptr<GroupValues>>& table() {
+  static auto* entries =
+      new std::unordered_map<const torch::optim::Optimizer*, std::weak_ptr<GroupValues>>();
+  return *entries;
+}
+
+}  // namespace
+
+std::shared_ptr<GroupValues> GroupValues::of(const torch::optim::Optimizer& optimizer) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto values = table()[&optimizer].lock();
+  if (values == nullptr) {
+    values = std::shared_ptr<GroupValues>(new GroupValues, [key = &optimizer](GroupValues* gone) {
+      delete gone;
+      const std::lock_guard<std::mutex> lock(mutex);
+      const auto entry = table().find(key);
+      if (entry != table().end() && entry->second.expired()) table().erase(entry);
+    });
+    table()[&optimizer] = values;
+  }
+  values->groups.resize(std::max(values->groups.size(), optimizer.param_groups().size()));
+  return values;
+}
+
+std::shared_ptr<GroupValues> GroupValues::find(const torch::optim::Optimizer& optimizer) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto entry = table().find(&optimizer);
+  return entry == table().end() ? nullptr : entry->second.lock();
+}
+
+bool GroupValues::is_name(const std::string& key) {
+  static const char* const names[] = {"initial_lr", "max_lr", "min_lr", "base_momentum",
+                                      "max_momentum"};
+  return std::find(std::begin(names), std::end(names), key) != std::end(names);
+}
+
+}  // namespace lightning

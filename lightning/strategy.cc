@@ -1,0 +1,131 @@
+#include "lightning/strategy.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/nn/module.h>
+#include <torch/optim/optimizer.h>
+
+#include <utility>
+
+#include "lightning/accelerator.h"
+#include "lightning/checkpoint/module_state.h"
+#include "lightning/data/loader.h"
+#include "lightning/optim/optimizer_state.h"
+
+namespace lightning {
+namespace {
+
+// Defined gradients of an optimizer's parameters.
+std::vector<at::Tensor> gradients(torch::optim::Optimizer& optimizer) {
+  std::vector<at::Tensor> all;
+  for (auto& group : optimizer.param_groups()) {
+    for (auto& parameter : group.params()) {
+      if (parameter.grad().defined()) all.push_back(parameter.grad());
+    }
+  }
+  return all;
+}
+
+}  // namespace
+
+void Strategy::connect(std::shared_ptr<Accelerator> accelerator,
+                       std::shared_ptr<Precision> precision, std::vector<c10::Device> devices,
+                       std::shared_ptr<CheckpointIO> checkpoint_io) {
+  accelerator_ = std::move(accelerator);
+  precision_ = std::move(precision);
+  devices_ = std::move(devices);
+  checkpoint_io_ = std::move(checkpoint_io);
+  precision_->set_device(root_device());
+}
+
+void Strategy::setup_environment() { accelerator_->setup_device(root_device()); }
+
+Scope Strategy::module_init_context(std::optional<bool>) {
+  return precision_->module_init_context();
+}
+
+Scope Strategy::tensor_init_context() { return precision_->tensor_init_context(); }
+
+void Strategy::setup(torch::nn::Module& module, const ConfigureOptimizers& configure_optimizers) {
+  precision_->convert_module(module);
+  module.to(root_device());
+  if (!configure_optimizers) return;
+  configure_optimizers();
+}
+
+void Strategy::backward(const at::Tensor& loss,
+                        const std::function<void(const at::Tensor&)>& run_backward) {
+  run_backward(loss);
+}
+
+at::Tensor Strategy::optimizer_step(const OptimizerStep& step) {
+  return precision_->optimizer_step(step);
+}
+
+at::Tensor Strategy::gradient_norm(torch::optim::Optimizer& optimizer) {
+  const at::NoGradGuard no_grad;
+  const auto grads = gradients(optimizer);
+  if (grads.empty()) return at::zeros({}, at::TensorOptions().device(root_device()));
+  return at::linalg_vector_norm(at::stack(at::_foreach_norm(grads)), 2);
+}
+
+// As torch.nn.utils.clip_grad_norm_ and clip_grad_value_ do: the factor is on the device, so that
+// nothing waits for the norm.
+void Strategy::clip_gradients(torch::optim::Optimizer& optimizer, double limit,
+                              ClipAlgorithm algorithm) {
+  const at::NoGradGuard no_grad;
+  const auto grads = gradients(optimizer);
+  if (grads.empty()) return;
+  if (algorithm == ClipAlgorithm::kValue) {
+    at::_foreach_clamp_min_(grads, -limit);
+    at::_foreach_clamp_max_(grads, limit);
+    return;
+  }
+  const auto factor = at::clamp_max(limit / (gradient_norm(optimizer) + 1e-6), 1.0);
+  at::_foreach_mul_(grads, factor.to(grads[0].device()));
+}
+
+std::shared_ptr<Loader> Strategy::process_dataloader(std::shared_ptr<Loader> loader) {
+  return loader;
+}
+
+State Strategy::model_state(const torch::nn::Module& module) { return module_state_dict(module); }
+
+void Strategy::load_model_state(torch::nn::Module& module, const State& state, bool strict) {
+  load_module_state_dict(module, state, strict);
+}
+
+State Strategy::optimizer_state(torch::optim::Optimizer& optimizer, const torch::nn::Module&) {
+  return optimizer_state_dict(optimizer);
+}
+
+void Strategy::load_optimizer_state(torch::optim::Optimizer& optimizer, const torch::nn::Module&,
+                                    const State& state) {
+  load_optimizer_state_dict(optimizer, state);
+}
+
+void Strategy::save_checkpoint(const State& checkpoint, const std::string& path) {
+  if (is_global_zero()) checkpoint_io_->save(checkpoint, path);
+}
+
+State Strategy::load_checkpoint(const std::string& path) { return checkpoint_io_->load(path); }
+
+void Strategy::remove_checkpoint(const std::string& path) {
+  if (is_global_zero()) checkpoint_io_->remove(path);
+}
+
+void Strategy::teardown(torch::nn::Module* module,
+                        const std::vector<torch::optim::Optimizer*>& optimizers) {
+  if (module != nullptr && !root_device().is_cpu()) {
+    module->to(at::kCPU);
+    // State beside the parameters follows them when it is loaded.
+    for (auto* optimizer : optimizers) {
+      load_optimizer_state(*optimizer, *module, optimizer_state(*optimizer, *module));
+    }
+  }
+  precision_->teardown();
+  accelerator_->teardown();
+  checkpoint_io_->teardown();
+}
+
+}  // namespace lightning

@@ -1,0 +1,132 @@
+// Where a model runs and how its copies or shards work together. The loops ask a strategy and never
+// a strategy's type; the defaults here are those of a single device.
+//
+// Owned by the Trainer (or Fabric), called on the thread that called fit(). When a method throws,
+// the run ends and on_exception() is called. Source: Lightning 2.6, `Strategy`.
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lightning/batch.h"
+#include "lightning/checkpoint/checkpoint_io.h"
+#include "lightning/distributed/collectives.h"
+#include "lightning/fwd.h"
+#include "lightning/precision.h"
+#include "lightning/scope.h"
+
+namespace lightning {
+
+class DeviceMesh;
+
+enum class ClipAlgorithm { kNorm, kValue };
+
+class Strategy : public Collectives {
+ public:
+  static constexpr const char* kPartKind = "strategy";
+
+  // ---- What it is fitted with, before anything else ---------------------------------------------
+
+  virtual void connect(std::shared_ptr<Accelerator> accelerator,
+                       std::shared_ptr<Precision> precision, std::vector<c10::Device> devices,
+                       std::shared_ptr<CheckpointIO> checkpoint_io);
+  Accelerator& accelerator() const { return *accelerator_; }
+  Precision& precision() const { return *precision_; }
+  CheckpointIO& checkpoint_io() const { return *checkpoint_io_; }
+
+  // ---- Environment ------------------------------------------------------------------------------
+
+  // Sets the device and creates the process group.
+  virtual void setup_environment();
+  virtual c10::Device root_device() const { return devices_.at(0); }
+  // The devices of this node that take part.
+  const std::vector<c10::Device>& devices() const { return devices_; }
+  virtual int64_t local_rank() const { return 0; }
+  virtual int64_t node_rank() const { return 0; }
+  // Set before configure_model; null where there is none.
+  virtual std::shared_ptr<DeviceMesh> device_mesh() const { return nullptr; }
+
+  // ---- The model and its optimizers -------------------------------------------------------------
+
+  // Around configure_model: device, dtype, deferred initialisation.
+  virtual Scope module_init_context(std::optional<bool> empty_init = std::nullopt);
+  virtual Scope tensor_init_context();
+
+  // Converts the module, moves it and, in fit, makes the optimizers, in the order this strategy
+  // needs. `configure_optimizers` is empty outside fit; it gives the optimizers it made.
+  using ConfigureOptimizers = std::function<std::vector<torch::optim::Optimizer*>()>;
+  virtual void setup(torch::nn::Module& module, const ConfigureOptimizers& configure_optimizers);
+  // True when a checkpoint's weights can only be loaded once setup() has shaped the model.
+  virtual bool restore_checkpoint_after_setup() const { return false; }
+
+  // ---- The step ---------------------------------------------------------------------------------
+
+  // Around a training, validation, test or prediction step of the model.
+  virtual Scope step_scope() { return nullptr; }
+
+  // Runs `run_backward` on the loss, with what the strategy needs before and after it.
+  virtual void backward(const at::Tensor& loss,
+                        const std::function<void(const at::Tensor&)>& run_backward);
+  virtual at::Tensor optimizer_step(const OptimizerStep& step);
+  // Blocks the reduction of gradients while alive; empty where there is none.
+  virtual Scope no_backward_sync(torch::nn::Module&) { return nullptr; }
+  // True when accumulating, or clipping, is done inside the strategy: the loop then does neither.
+  virtual bool owns_gradient_accumulation() const { return false; }
+  virtual bool owns_gradient_clipping() const { return false; }
+  // The 2-norm over all gradients of the optimizer, a scalar on the device, over all shards.
+  virtual at::Tensor gradient_norm(torch::optim::Optimizer& optimizer);
+  //   limit   the largest norm, or the largest absolute value of an element
+  virtual void clip_gradients(torch::optim::Optimizer& optimizer, double limit,
+                              ClipAlgorithm algorithm);
+  // After every training batch, stepping or not.
+  virtual void on_step_end() {}
+
+  virtual void on_train_start() {}
+  virtual void on_train_end() {}
+  virtual void on_evaluation_start() {}
+  virtual void on_evaluation_end() {}
+
+  // ---- Data -------------------------------------------------------------------------------------
+
+  // A chance to wrap each loader before the loop iterates it.
+  virtual std::shared_ptr<Loader> process_dataloader(std::shared_ptr<Loader> loader);
+  // nullopt when every process reads all the data.
+  virtual std::optional<SamplerArguments> sampler_arguments() const { return std::nullopt; }
+  // False where torch's inference mode does not work with this strategy (collectives, shards).
+  virtual bool supports_inference_mode() const { return true; }
+
+  // ---- Checkpoints ------------------------------------------------------------------------------
+
+  virtual State model_state(const torch::nn::Module& module);
+  // Errors: CheckpointError that lists missing, unexpected and mis-shaped keys, before anything is
+  // changed. Not strict: missing and unexpected keys are left alone.
+  virtual void load_model_state(torch::nn::Module& module, const State& state, bool strict);
+  virtual State optimizer_state(torch::optim::Optimizer& optimizer,
+                                const torch::nn::Module& module);
+  virtual void load_optimizer_state(torch::optim::Optimizer& optimizer,
+                                    const torch::nn::Module& module, const State& state);
+  // On rank 0; the others wait at the barrier after it.
+  virtual void save_checkpoint(const State& checkpoint, const std::string& path);
+  virtual State load_checkpoint(const std::string& path);
+  virtual void remove_checkpoint(const std::string& path);
+
+  // ---- The end ----------------------------------------------------------------------------------
+
+  virtual void on_exception(const std::exception&) {}
+  // Moves the module to the host, so that the device's memory is free between runs.
+  virtual void teardown(torch::nn::Module* module,
+                        const std::vector<torch::optim::Optimizer*>& optimizers);
+
+ protected:
+  std::shared_ptr<Accelerator> accelerator_;
+  std::shared_ptr<Precision> precision_;
+  std::shared_ptr<CheckpointIO> checkpoint_io_;
+  std::vector<c10::Device> devices_;
+};
+
+}  // namespace lightning
