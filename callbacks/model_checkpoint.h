@@ -1,0 +1,162 @@
+// Saves checkpoints while fit runs, and keeps the best ones.
+//
+// Registered as "ModelCheckpoint". Rank 0 looks at the folder and tells the others; a checkpoint
+// replaces another only where all ranks agree. A save that fails ends the run.
+// Source: Lightning 2.6, `ModelCheckpoint`.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "lightning/checkpoint_callback.h"
+#include "lightning/duration.h"
+#include "lightning/options.h"
+#include "lightning/python_format.h"
+
+namespace lightning {
+
+using SaveLast = std::variant<bool, std::string>;
+
+struct ModelCheckpointOptions : Options<ModelCheckpointOptions> {
+  OPTION(std::optional<std::string>, dirpath, std::nullopt,
+         "Folder of the checkpoints. Where not given: checkpoints, in the first logger's folder or "
+         "else in default_root_dir.");
+  OPTION(std::optional<std::string>, filename, std::nullopt,
+         "Name without extension, with metrics as {name}: \"{epoch:02d}-{val_loss:.2f}\". "
+         "{epoch}-{step} where not given.");
+  OPTION(std::optional<std::string>, monitor, std::nullopt,
+         "The logged metric by which the best are kept. Where not given the latest is kept.");
+  OPTION(bool, verbose, false, "Says so when a checkpoint is saved or is not among the best.");
+  OPTION(std::optional<SaveLast>, save_last, std::nullopt,
+         "true also saves each checkpoint as last.ckpt; \"link\" makes that a link to it.");
+  OPTION(int64_t, save_top_k, 1, "How many of the best are kept: -1 for all, 0 for none.");
+  OPTION(bool, save_on_exception, false, "Saves a checkpoint when an exception ends the run.");
+  OPTION(bool, save_weights_only, false, "Leaves optimizers, schedulers and callbacks out.");
+  OPTION(std::string, mode, "min", "min where less of the metric is better, max where more is.");
+  OPTION(bool, auto_insert_metric_name, true, "Whether {epoch} becomes epoch=3 rather than 3.");
+  OPTION(std::optional<int64_t>, every_n_train_steps, std::nullopt,
+         "Saves after every n-th optimizer step; 0 for never.");
+  OPTION(std::optional<Duration>, train_time_interval, std::nullopt,
+         "Saves when this much time has passed since the last time: DD:HH:MM:SS, or a map.");
+  OPTION(std::optional<int64_t>, every_n_epochs, std::nullopt,
+         "Saves after every n-th epoch; 0 for never. 1 where nothing else says when.");
+  OPTION(std::optional<bool>, save_on_train_epoch_end, std::nullopt,
+         "Saves after the training epoch rather than after validation. Where not given: true when "
+         "there is no validation, or one at the end of every epoch.");
+  OPTION(bool, enable_version_counter, true,
+         "Adds -v1, -v2, ... where a file is there already, rather than replace it.");
+  OPTION(std::string, checkpoint_name_last, "last", "Name for save_last, a template too.");
+  OPTION(std::string, checkpoint_join_char, "-", "Between the parts of a name.");
+  OPTION(std::string, checkpoint_equals_char, "=", "Between a metric's name and its value.");
+};
+
+class ModelCheckpoint : public Checkpoint {
+ public:
+  static constexpr const char* kFileExtension = ".ckpt";
+  static constexpr int64_t kStartingVersion = 1;
+  // Values for the file name, and the scores of saved files in the order they were saved.
+  using Metrics = std::map<std::string, Number>;
+  using Scores = std::vector<std::pair<std::string, double>>;
+
+  // Errors: MisconfigurationError for a mode, save_top_k, save_last or trigger that makes no sense,
+  // for several triggers at once, for a remote folder. During the run MisconfigurationError when
+  // the metric was not logged although validation ran.
+  explicit ModelCheckpoint(ModelCheckpointOptions options = {});
+
+  const ModelCheckpointOptions& options() const { return options_; }
+  const std::optional<std::string>& dirpath() const { return dirpath_; }  // known from setup() on
+  std::string best_model_path() const override { return best_model_path_; }
+  std::optional<double> best_model_score() const { return best_model_score_; }
+  std::optional<double> current_score() const { return current_score_; }
+  const std::string& last_model_path() const { return last_model_path_; }
+  const Scores& best_k_models() const { return best_k_models_; }
+  const std::string& kth_best_model_path() const { return kth_best_model_path_; }
+  double kth_value() const { return kth_value_; }
+  int64_t every_n_epochs() const { return every_n_epochs_; }
+  int64_t every_n_train_steps() const { return every_n_train_steps_; }
+
+  // The file's path for these metrics; one that is missing counts as 0.
+  //   version   adds "-v3"
+  std::string format_checkpoint_name(const Metrics& metrics,
+                                     const std::optional<std::string>& filename = std::nullopt,
+                                     std::optional<int64_t> version = std::nullopt) const;
+  // Writes path and score of the best to a file, best_k_models.yaml in dirpath where none is given.
+  void to_yaml(const std::optional<std::string>& path = std::nullopt) const;
+  // Whether a checkpoint of this score would be saved now. Asks all ranks.
+  bool check_monitor_top_k(Trainer& trainer, std::optional<double> current) const;
+  // The files last.ckpt, last-v1.ckpt, ... in its folder.
+  std::set<std::string> last_checkpoints(Trainer& trainer) const override;
+
+  // Where it reads the time; seconds that never go back.
+  void set_clock(std::function<double()> clock) { clock_ = std::move(clock); }
+
+  void setup(Trainer& trainer, LightningModule& module, Stage stage) override;
+  void on_train_start(Trainer& trainer, LightningModule& module) override;
+  void on_train_batch_end(Trainer& trainer, LightningModule& module, const StepOutput& output,
+                          const Batch& batch, int64_t batch_idx) override;
+  void on_train_epoch_end(Trainer& trainer, LightningModule& module) override;
+  void on_validation_end(Trainer& trainer, LightningModule& module) override;
+  void on_train_end(Trainer& trainer, LightningModule& module) override;
+  void on_exception(Trainer& trainer, LightningModule& module,
+                    const std::exception& exception) override;
+  State state_dict() const override;
+  void load_state_dict(const State& state) override;
+  std::string state_key() const override;
+
+ private:
+  void check() const;
+  bool saves_last() const;
+  bool links_last() const;
+  bool due(Trainer& trainer);
+  bool validation_follows(const Trainer& trainer) const;
+  bool saves_on_train_epoch_end(const Trainer& trainer) const;
+  bool skips(const Trainer& trainer) const;
+  void save_after_epoch(Trainer& trainer);
+
+  std::string resolve_dirpath(const Trainer& trainer) const;
+  Metrics monitor_candidates(const Trainer& trainer) const;
+  std::string formatted(std::string name, Metrics metrics) const;
+  // The name for these metrics with a version that is free; `own` may be replaced.
+  std::string free_path(Trainer& trainer, const Metrics& metrics,
+                        const std::optional<std::string>& filename, const std::string& own) const;
+  bool exists(Trainer& trainer, const std::string& path) const;
+
+  void save(Trainer& trainer, const std::string& path);
+  void save_top_k(Trainer& trainer, const Metrics& metrics);
+  void save_latest(Trainer& trainer, const Metrics& metrics);
+  void save_monitored(Trainer& trainer, const Metrics& metrics);
+  void save_best(Trainer& trainer, const Metrics& metrics, double current);
+  void save_last(Trainer& trainer, const Metrics& metrics);
+  void rank(size_t k);
+  void link(Trainer& trainer, const std::string& path, const std::string& link) const;
+  void remove(Trainer& trainer, const std::string& previous, const std::string& current) const;
+
+  ModelCheckpointOptions options_;
+  std::optional<std::string> dirpath_;
+  int64_t every_n_train_steps_ = 0;
+  int64_t every_n_epochs_ = 0;
+  std::optional<Seconds> train_time_interval_;
+  std::function<double()> clock_;
+
+  int64_t last_global_step_saved_ = 0;  // nothing is saved before the first step
+  std::optional<double> last_time_checked_;
+  bool save_after_validation_ = false;  // a save by steps or time that waits for its metric
+  bool validated_ = false;              // validation ran since fit started
+  std::string last_checkpoint_saved_;
+
+  Scores best_k_models_;
+  std::string kth_best_model_path_;
+  double kth_value_;
+  std::optional<double> current_score_;
+  std::optional<double> best_model_score_;
+  std::string best_model_path_;
+  std::string last_model_path_;
+};
+
+}  // namespace lightning
