@@ -109,7 +109,9 @@ def _libtorch_impl(rctx):
     # Backends register themselves when they are loaded: as-needed would drop those that nothing
     # names. Their own dependencies are found by their own rpath, at run time.
     linkopts = ["-L" + lib_dir, "-Wl,-rpath," + lib_dir, "-Wl,--push-state,--no-as-needed"]
-    linkopts += ["-l" + lib for lib in libs]
+    # libtorch exports a std::filesystem of its own, whose remove_all crashes with ours: libstdc++
+    # comes first, so that its symbols win.
+    linkopts += ["-lstdc++"] + ["-l" + lib for lib in libs]
     linkopts += ["-Wl,--pop-state"] + cuda_linkopts + ["-Wl,--allow-shlib-undefined", "-lpthread", "-ldl"]
 
     rctx.file("BUILD.bazel", _BUILD.format(
