@@ -30,6 +30,8 @@ def lightning_test(name, srcs, deps = [], data = [], tags = [], size = "medium",
         data = data,
         env = environment,
         tags = tags,
+        # LibTorch has a macro CHECK too: seen first, it gives way to Catch's.
+        copts = ["-include", "c10/util/Logging.h"],
         deps = deps + [
             "//tests:main",
             "@debian//:catch2",
