@@ -58,6 +58,7 @@ struct Trainer::Engine {
                        std::shared_ptr<LightningDataModule> datamodule, bool has_loaders,
                        const RunArguments& arguments) const;
 
+  void refuse_nested(Stage fn) const;
   void attach(const Call& call);
   void merge_module_callbacks();
   void verify(Stage fn);
@@ -148,18 +149,23 @@ Trainer::~Trainer() = default;
 
 // ---- Before and after a run ---------------------------------------------------------------------
 
+void Trainer::Engine::refuse_nested(Stage fn) const {
+  if (run.status != TrainerStatus::kRunning) return;
+  throw MisconfigurationError(
+      str("Trainer.", to_string(fn),
+          " was called while this Trainer runs already. Use another Trainer "
+          "for a run inside a run."));
+}
+
 void Trainer::Engine::attach(const Call& call) {
-  if (call.module != nullptr) {
-    if (run.module != nullptr) run.module->attach(nullptr);
-    run.module = call.module;
-  }
+  run.detach();
+  if (call.module != nullptr) run.module = call.module;
   if (run.module == nullptr) {
     throw MisconfigurationError(str("Trainer.", to_string(call.fn),
                                     " was called without a module, "
                                     "and none was used before. Pass one."));
   }
   run.module->attach(&run);
-  if (run.datamodule != nullptr) run.datamodule->attach(nullptr);
   run.datamodule = call.datamodule;
   if (run.datamodule != nullptr) run.datamodule->attach(&run.trainer_ref());
   run.sources = call.sources;
@@ -170,6 +176,9 @@ void Trainer::Engine::merge_module_callbacks() {
   const auto added = run.call_module(Hook::configure_callbacks,
                                      [](LightningModule& m) { return m.configure_callbacks(); });
   if (added.empty()) return;
+  if (std::count(added.begin(), added.end(), nullptr) > 0) {
+    throw MisconfigurationError("configure_callbacks returned a callback that is null.");
+  }
   std::vector<std::string> replaced;
   auto& all = run.callbacks;
   all.erase(std::remove_if(all.begin(), all.end(),
@@ -314,24 +323,34 @@ void Trainer::Engine::run_teardown() {
   run.strategy_->teardown(run.module.get(), optimizers);
 }
 
+// Each part hears of the exception and lets go, whatever the others make of it: the exception that
+// ended the run is the one that leaves it.
 void Trainer::Engine::on_exception(const std::exception& exception) {
   run.status = TrainerStatus::kInterrupted;
-  run.call_callbacks(Hook::on_exception, [&](Callback& c) {
-    c.on_exception(run.trainer_ref(), *run.module, exception);
+  const auto attempt = [](auto&& f) {
+    try {
+      f();
+    } catch (const std::exception& second) {
+      warn(str("While an exception was handled, another came: ", second.what()));
+    }
+  };
+  for (const auto& callback : run.callbacks) {
+    attempt([&] { callback->on_exception(run.trainer_ref(), *run.module, exception); });
+  }
+  attempt([&] {
+    run.call_datamodule(Hook::on_exception,
+                        [&](LightningDataModule& d) { d.on_exception(exception); });
   });
-  run.call_datamodule(Hook::on_exception,
-                      [&](LightningDataModule& d) { d.on_exception(exception); });
-  run.strategy_->on_exception(exception);
-  for (const auto& logger : run.loggers_) logger->finalize("failed");
+  attempt([&] { run.strategy_->on_exception(exception); });
+  for (const auto& logger : run.loggers_) {
+    attempt([&] { logger->finalize("failed"); });
+  }
+  attempt([&] { run_teardown(); });
 }
 
 template <class RunStage>
 auto Trainer::Engine::run_call(Call call, RunStage&& run_stage) -> decltype(run_stage()) {
-  if (run.status == TrainerStatus::kRunning) {
-    throw MisconfigurationError(str("Trainer.", to_string(call.fn),
-                                    " was called while this Trainer "
-                                    "runs already. Use another Trainer for a run inside a run."));
-  }
+  refuse_nested(call.fn);
   const bool module_given = call.module != nullptr;
   run.fn = call.fn;
   static const RunningStage stages[] = {RunningStage::kTraining, RunningStage::kValidating,
@@ -400,11 +419,13 @@ auto Trainer::Engine::run_call(Call call, RunStage&& run_stage) -> decltype(run_
   } catch (const KeyboardInterrupt& interrupt) {
     info("\nDetected KeyboardInterrupt, attempting graceful shutdown ...");
     on_exception(interrupt);
-    run_teardown();
     std::exit(1);
   } catch (const std::exception& exception) {
     on_exception(exception);
-    run_teardown();
+    run.stage = RunningStage::kNone;
+    throw;
+  } catch (...) {
+    on_exception(std::runtime_error("something that is no std::exception was thrown"));
     run.stage = RunningStage::kNone;
     throw;
   }
@@ -503,6 +524,7 @@ void Trainer::Engine::fit(Call call) {
   if (call.module == nullptr) {
     throw MisconfigurationError("Trainer.fit got a module that is null.");
   }
+  refuse_nested(Stage::kFit);
   if (!max_epochs_given) {
     warn(str("max_epochs was not set: fit runs ", kDefaultMaxEpochs,
              " epochs. Set max_epochs=-1 for no end."));
@@ -510,6 +532,9 @@ void Trainer::Engine::fit(Call call) {
     max_epochs_given = true;
   }
   run.should_stop = false;
+  run.num_val_batches.clear();
+  run.fit.max_batches.reset();
+  run.fit.val_check_batch.reset();
   fit_loop = std::make_unique<FitLoop>(run);
   run_call(std::move(call), [&] {
     {

@@ -3,6 +3,7 @@
 #include <torch/optim/optimizer.h>
 #include <torch/version.h>
 
+#include <csignal>
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -229,6 +230,8 @@ int LightningCLI::run(const std::string& program, const std::vector<std::string>
     run_subcommand();
   } catch (const KeyboardInterrupt&) {  // the run has said so
     return 1;
+  } catch (const SIGTERMException&) {
+    return 128 + SIGTERM;
   } catch (const std::exception& error) {
     return failed(error);
   }

@@ -50,6 +50,17 @@ const Loaders& given(const Run& run, LoaderStage stage) {
   }
 }
 
+void refuse_null(const Loaders& loaders, LoaderStage stage) {
+  for (const auto& item : loaders.items()) {
+    if (item.second.empty()) {
+      throw MisconfigurationError(str("The ", to_string(stage),
+                                      " loaders hold one that is null. "
+                                      "Leave it out, or make it first."));
+    }
+    refuse_null(item.second, stage);
+  }
+}
+
 Loaders request(Run& run, LoaderStage stage) {
   if (!given(run, stage).empty()) return given(run, stage);
   const auto hooks = hooks_of(stage);
@@ -158,6 +169,7 @@ std::optional<int64_t> limited_batches(std::optional<int64_t> length, const Batc
 StageData setup_stage(Run& run, LoaderStage stage) {
   const bool train = stage == LoaderStage::kTrain;
   const auto loaders = request(run, stage);
+  refuse_null(loaders, stage);
   run.strategy_->barrier(str(to_string(stage), "_dataloader()"));
 
   StageData data;

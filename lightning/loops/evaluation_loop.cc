@@ -62,7 +62,9 @@ EvaluationLoop::EvaluationLoop(Run& run, LoaderStage stage, BatchProgress& progr
     : run_(run), stage_(stage), progress_(progress), inference_mode_(inference_mode) {}
 
 bool EvaluationLoop::enabled() const {
-  if (is_zero(limit_of(run_.settings, stage_)) || !has_loaders(run_, stage_)) return false;
+  if (is_zero(limit_of(run_.settings, stage_))) return false;
+  // Fit does without validation; a call of validate or test without data is an error later.
+  if (run_.fitting() && !has_loaders(run_, stage_)) return false;
   using Two = StepOutput (LightningModule::*)(const Batch&, int64_t);
   using Three = StepOutput (LightningModule::*)(const Batch&, int64_t, int64_t);
   const auto& module = *run_.module;

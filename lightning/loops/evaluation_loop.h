@@ -20,7 +20,11 @@ class EvaluationLoop {
   // tensors made must be usable in training.
   EvaluationLoop(Run& run, LoaderStage stage, BatchProgress& progress, bool inference_mode);
 
-  // One result for each loader; empty when there was nothing to do.
+  ~EvaluationLoop() { run_.drop_results(&results_); }
+  EvaluationLoop(const EvaluationLoop&) = delete;
+  EvaluationLoop& operator=(const EvaluationLoop&) = delete;
+
+  // One result for each loader that gave a batch; empty when there was nothing to do.
   std::vector<ResultCollection::Values> run();
 
   // Asks for the loaders, once in fit or as often as they are to be reloaded.

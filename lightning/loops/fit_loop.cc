@@ -85,15 +85,14 @@ bool FitLoop::validation_due() const {
 void FitLoop::setup_data() {
   const int64_t every = run_.settings.reload_dataloaders_every_n_epochs;
   const bool reload = every > 0 && run_.current_epoch() - loaded_in_epoch_.value_or(0) >= every;
-  if (data_ && !reload) return;
+  if (data_ && !reload) return restore_loader_positions();
   if (is_zero(run_.settings.limit_train_batches)) {
     run_.fit.max_batches = 0;
     return;
   }
   iterator_.reset();
   data_ = setup_stage(run_, LoaderStage::kTrain);
-  if (restarting_ && !loader_states_.is_none()) data_->loader->load_state_dict(loader_states_);
-  loader_states_ = State();
+  restore_loader_positions();
   run_.fit.max_batches = data_->loader->size();
   if (run_.fit.max_batches && *run_.fit.max_batches == 0) return;
   loaded_in_epoch_ = run_.current_epoch();
@@ -105,6 +104,12 @@ void FitLoop::setup_data() {
              run_.settings.log_every_n_steps,
              ". Set a smaller log_every_n_steps to see the epoch's steps in the logs."));
   }
+}
+
+// The loaders may have been asked for before the checkpoint was read, to learn their length.
+void FitLoop::restore_loader_positions() {
+  if (restarting_ && !loader_states_.is_none()) data_->loader->load_state_dict(loader_states_);
+  loader_states_ = State();
 }
 
 void FitLoop::check_val_interval() {

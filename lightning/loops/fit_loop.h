@@ -14,6 +14,9 @@ namespace lightning {
 class FitLoop {
  public:
   explicit FitLoop(Run& run);
+  ~FitLoop() { run_.drop_results(&results_); }
+  FitLoop(const FitLoop&) = delete;
+  FitLoop& operator=(const FitLoop&) = delete;
 
   void run_sanity_check();
   void run();
@@ -35,6 +38,7 @@ class FitLoop {
   enum class EpochRestart { kNone, kOnEpochStart, kMidEpoch, kOnEpochEnd, kResumedOnEpochEnd };
   enum class BatchRestart { kNone, kOnBatchEnd, kOnLast };
 
+  void restore_loader_positions();
   bool done();
   bool validates_this_epoch() const;
   bool validation_due() const;

@@ -18,12 +18,15 @@ void update(MetricMap& store, const ResultCollection::Values& values) {
   for (const auto& [name, value] : values) store[name] = value.tensor();
 }
 
-std::string class_name_of(const std::type_info& type) { return class_name(type); }
-
 }  // namespace
 
-Run::~Run() {
-  if (module != nullptr) module->attach(nullptr);
+Run::~Run() { detach(); }
+
+void Run::detach() {
+  // Another Trainer may run them by now.
+  if (module != nullptr && module->attached() && &module->trainer() == &trainer_) {
+    module->attach(nullptr);
+  }
   if (datamodule != nullptr) datamodule->attach(nullptr);
 }
 
@@ -52,11 +55,13 @@ int64_t Run::global_step() const {
 }
 
 std::string Run::module_action(Hook hook) const {
-  return "[LightningModule]" + class_name_of(typeid(*module)) + "." + to_string(hook);
+  const auto& module_ref = *module;
+  return "[LightningModule]" + class_name(typeid(module_ref)) + "." + to_string(hook);
 }
 
 std::string Run::datamodule_action(Hook hook) const {
-  return "[LightningDataModule]" + class_name_of(typeid(*datamodule)) + "." + to_string(hook);
+  const auto& datamodule_ref = *datamodule;
+  return "[LightningDataModule]" + class_name(typeid(datamodule_ref)) + "." + to_string(hook);
 }
 
 // ---- A batch's way to the device ----------------------------------------------------------------
@@ -91,6 +96,12 @@ void Run::merge() {
   update(callback_metrics_, metrics.callback);
   update(logged_metrics_, metrics.log);
   update(progress_bar_metrics_, metrics.progress_bar);
+}
+
+void Run::drop_results(const ResultCollection* results) {
+  if (results_ != results) return;
+  results_ = nullptr;
+  in_batches_ = InBatches::kNo;
 }
 
 void Run::set_results(ResultCollection* results) {
@@ -205,6 +216,11 @@ void Run::add_callback_metric(const std::string& name, double value) {
 }
 
 void Run::log(const std::string& name, const LogValue& value, const LogOptions& given) {
+  if (value.number() == nullptr && value.tensor() == nullptr && value.metric() == nullptr) {
+    throw MisconfigurationError(str("log(\"", name,
+                                    "\") got a metric that is null. Make it before "
+                                    "it is logged, in the module's constructor for example."));
+  }
   if (settings.barebones) {
     warn_once("log(...) has no effect under Trainer(barebones=true).");
     return;

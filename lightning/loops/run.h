@@ -54,6 +54,9 @@ class Run : public ModuleHost {
   explicit Run(Trainer& trainer) : trainer_(trainer) {}
   ~Run() override;
 
+  // Lets go of the module and the data module.
+  void detach();
+
   // ---- Parts ------------------------------------------------------------------------------------
 
   Settings settings;
@@ -110,6 +113,7 @@ class Run : public ModuleHost {
   decltype(auto) call_module(Hook hook, F&& f) {
     const HookScope scope(*this, hook);
     const ProfileScope timed(profiler.get(), [&] { return module_action(hook); });
+    module->attach(this);  // another Trainer may have run it in between
     return f(*module);
   }
   template <class F>
@@ -142,6 +146,8 @@ class Run : public ModuleHost {
   // The collection that `log` adds to just now; null outside loops.
   void set_results(ResultCollection* results);
   ResultCollection* results() const { return results_; }
+  // Forgets a collection that is about to end.
+  void drop_results(const ResultCollection* results);
   void on_batch_start(const Batch* batch, std::optional<int64_t> dataloader_idx);
   void on_batch_end();
   void epoch_end_reached();

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
+#include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <string>
@@ -56,7 +57,7 @@ class Child {
       text_ += line;
     }
   }
-  void send(int signal) const { REQUIRE(::kill(pid_, signal) == 0); }
+  void send(int number) const { REQUIRE(::kill(pid_, number) == 0); }
   int exit_code() {
     char line[4096];
     while (fgets(line, sizeof line, out_) != nullptr) text_ += line;

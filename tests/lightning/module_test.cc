@@ -355,3 +355,83 @@ TEST_CASE("a run goes on exactly where its checkpoint was saved at an epoch's en
   CHECK(rest.global_step() == whole.global_step());
   CHECK(rest.current_epoch() == 4);
 }
+
+TEST_CASE("a run inside a run of the same Trainer is refused, and the outer one goes on",
+          "[trainer]") {
+  TempDir dir;
+  Trainer trainer(quiet(dir).max_epochs(1));
+  auto module = std::make_shared<BoringModule>();
+  int refused = 0;
+  module->before_training_step = [&](BoringModule&, int64_t) {
+    try {
+      trainer.fit(std::make_shared<BoringModule>());
+    } catch (const MisconfigurationError& error) {
+      ++refused;
+      CHECK_THAT(error.what(), Contains("runs already"));
+    }
+  };
+  trainer.fit(module);
+  CHECK(refused == 4);
+  CHECK(trainer.global_step() == 4);
+}
+
+TEST_CASE("after a run that failed the same Trainer runs again", "[trainer]") {
+  struct FailsToTest : BoringModule {
+    StepOutput test_step(const Batch& batch, int64_t) override {
+      log("test_loss", loss(batch));
+      throw std::runtime_error("no test today");
+    }
+  };
+  struct FailsToo : Callback {
+    void on_exception(Trainer& trainer, LightningModule&, const std::exception&) override {
+      static_cast<void>(trainer.callback_metrics());
+      throw std::logic_error("nor a handler");
+    }
+  };
+  struct Later : Callback {
+    bool heard = false;
+    void on_exception(Trainer&, LightningModule&, const std::exception&) override { heard = true; }
+  };
+  TempDir dir;
+  auto later = std::make_shared<Later>();
+  Trainer trainer(quiet(dir).max_epochs(1).callbacks({std::make_shared<FailsToo>(), later}));
+  CHECK_THROWS_WITH(trainer.test(std::make_shared<FailsToTest>()), "no test today");
+  CHECK(later->heard);
+  CHECK(trainer.callback_metrics().empty());
+  trainer.fit(std::make_shared<BoringModule>());
+  CHECK(trainer.global_step() == 4);
+
+  struct ThrowsNumber : BoringModule {
+    void on_train_start() override { throw 42; }
+  };
+  Trainer second(quiet(dir).max_epochs(1));
+  CHECK_THROWS_AS(second.fit(std::make_shared<ThrowsNumber>()), int);
+  second.fit(std::make_shared<BoringModule>());
+  CHECK(second.global_step() == 4);
+}
+
+TEST_CASE("what is null or missing is said, not followed", "[trainer]") {
+  struct NullCallback : BoringModule {
+    std::vector<std::shared_ptr<Callback>> configure_callbacks() override { return {nullptr}; }
+  };
+  struct NullMetric : BoringModule {
+    std::shared_ptr<Mean> mean;
+    StepOutput training_step(const Batch& batch, int64_t) override {
+      log("mean", mean);
+      return loss(batch);
+    }
+  };
+  struct NoTestData : BoringModule {
+    Loaders test_dataloader() override { return {}; }
+  };
+  TempDir dir;
+  Trainer trainer(quiet(dir).max_epochs(1));
+  CHECK_THROWS_WITH(trainer.fit(nullptr), Contains("null"));
+  CHECK_THROWS_WITH(trainer.fit(std::make_shared<NullCallback>()),
+                    Contains("callback that is null"));
+  CHECK_THROWS_WITH(trainer.fit(std::make_shared<NullMetric>()), Contains("metric that is null"));
+  CHECK_THROWS_WITH(trainer.test(std::make_shared<NoTestData>()), Contains("No test data"));
+  CHECK_THROWS_WITH(trainer.fit(std::make_shared<BoringModule>(),
+                                Loaders(std::vector<Loaders>{random_loader(), Loaders()})),
+                    Contains("train loaders hold one that is null"));
+}
