@@ -84,7 +84,7 @@ class Batch {
   // Tensors cut off from the graph.
   Batch detach() const;
 
-  // The first dim of the first tensor in the tree that has one; 1 when all are 0-dim.
+  // The first dim of the first tensor in the tree; 1 where that one is 0-dim.
   //   ambiguous   set to true where tensors disagree
   // nullopt when the tree holds no tensor at all.
   // Source: Lightning 2.6, `extract_batch_size`.

@@ -154,7 +154,7 @@ const std::vector<Field>* fields_of() {
   }                                                                                   \
   static_assert(true, "")
 
-// A type or an initial value with commas is written in parentheses or given a name first.
+// A type with commas is given a name first (`using Limits = std::map<std::string, int64_t>`).
 #define OPTION(type, name, initial, help) LIGHTNING_OPTION_(type, name, initial, help)
 
 // ---- Codecs of composed types -------------------------------------------------------------------

@@ -13,6 +13,7 @@
 
 namespace lightning {
 
+// To be used while the Trainer that made it lives: step() and toggle_model() go through it.
 class LightningOptimizer {
  public:
   using Closure = std::function<at::Tensor()>;

@@ -21,7 +21,8 @@
 
 namespace lightning {
 
-// A schedule and when it steps. Built like options: `LRSchedulerConfig(s).interval("step")`.
+// A schedule and when it steps, built as a chain:
+// `LRSchedulerConfig(schedule).set_interval("step")`.
 class LRSchedulerConfig {
  public:
   LRSchedulerConfig() = default;
