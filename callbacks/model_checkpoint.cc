@@ -9,6 +9,8 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "lightning/checkpoint/async_io.h"
+#include "lightning/checkpoint/atomic_file.h"
 #include "lightning/checkpoint/state.h"
 #include "lightning/errors.h"
 #include "lightning/files.h"
@@ -109,7 +111,7 @@ ModelCheckpoint::ModelCheckpoint(ModelCheckpointOptions options)
   const bool given = o.every_n_train_steps() || o.every_n_epochs() || o.train_time_interval();
   every_n_train_steps_ = o.every_n_train_steps().value_or(0);
   every_n_epochs_ = o.every_n_epochs().value_or(given ? 0 : 1);
-  kth_value_ = std::numeric_limits<double>::infinity() * (o.mode() == "min" ? 1 : -1);
+  books_.kth_value = std::numeric_limits<double>::infinity() * (o.mode() == "min" ? 1 : -1);
   check();
 }
 
@@ -163,6 +165,7 @@ void ModelCheckpoint::setup(Trainer& trainer, LightningModule&, Stage stage) {
   dirpath_ = trainer.strategy().broadcast(resolve_dirpath(trainer)).as_string();
   if (stage != Stage::kFit) return;
   std::error_code ignored;
+  if (trainer.is_global_zero()) AtomicFile::remove_unfinished(*dirpath_);
   if (trainer.is_global_zero() && options_.save_top_k() != 0 &&
       fs::is_directory(*dirpath_, ignored) && !fs::is_empty(*dirpath_, ignored)) {
     warn(str("Checkpoint directory ", *dirpath_, " exists and is not empty."));
@@ -190,20 +193,20 @@ void ModelCheckpoint::on_train_start(Trainer&, LightningModule&) {
 void ModelCheckpoint::on_train_batch_end(Trainer& trainer, LightningModule& module,
                                          const StepOutput&, const Batch&, int64_t) {
   if (!due(trainer)) return;
-  const Metrics metrics = monitor_candidates(trainer);
   if (options_.monitor()) {
     // A metric of validation is not there yet, or is that of the validation before.
-    const bool missing = metrics.count(*options_.monitor()) == 0;
-    const bool stale = module.automatic_optimization() && !saves_on_train_epoch_end(trainer) &&
-                       trainer.is_last_batch() && validation_follows(trainer);
+    const bool missing = monitor_candidates(trainer).count(*options_.monitor()) == 0;
+    const bool stale = options_.wait_for_validation()
+                           ? validation_follows(trainer)
+                           : module.automatic_optimization() &&
+                                 !saves_on_train_epoch_end(trainer) && trainer.is_last_batch() &&
+                                 validates_in_epoch(trainer);
     if (missing || stale) {
       save_after_validation_ = true;
       return;
     }
   }
-  if (skips(trainer)) return;
-  save_top_k(trainer, metrics);
-  save_last(trainer, metrics);
+  if (!skips(trainer)) save_all(trainer);
 }
 
 bool ModelCheckpoint::due(Trainer& trainer) {
@@ -217,12 +220,24 @@ bool ModelCheckpoint::due(Trainer& trainer) {
   return passed;
 }
 
-bool ModelCheckpoint::validation_follows(const Trainer& trainer) const {
+bool ModelCheckpoint::validates_in_epoch(const Trainer& trainer) const {
   if (!trainer.enable_validation()) return false;
   bool any = false;
   for (const auto& count : trainer.num_val_batches()) any = any || !count || *count > 0;
   const int64_t every = trainer.check_val_every_n_epoch();
   return any && (every == 0 || (trainer.current_epoch() + 1) % every == 0);
+}
+
+// After the batch that ends. A validation that goes by the clock is not foreseen.
+bool ModelCheckpoint::validation_follows(const Trainer& trainer) const {
+  if (!validates_in_epoch(trainer)) return false;
+  const auto every = trainer.val_check_batch();
+  if (!every) return trainer.is_last_batch() && trainer.val_check_interval_is_epoch();
+  int64_t batches = trainer.batch_idx() + 1;
+  if (trainer.check_val_every_n_epoch() == 0) {  // counted over all epochs
+    batches += trainer.current_epoch() * trainer.num_training_batches().value_or(0);
+  }
+  return batches % *every == 0;
 }
 
 bool ModelCheckpoint::saves_on_train_epoch_end(const Trainer& trainer) const {
@@ -248,15 +263,21 @@ void ModelCheckpoint::on_train_epoch_end(Trainer& trainer, LightningModule&) {
 
 void ModelCheckpoint::on_validation_end(Trainer& trainer, LightningModule&) {
   if (!trainer.sanity_checking()) validated_ = true;
-  if (skips(trainer) || saves_on_train_epoch_end(trainer)) return;
-  if (save_after_validation_) {
-    const Metrics metrics = monitor_candidates(trainer);
-    save_top_k(trainer, metrics);
-    save_last(trainer, metrics);
+  if (skips(trainer)) return;
+  const bool at_epoch_end = saves_on_train_epoch_end(trainer);
+  if (save_after_validation_ && (options_.wait_for_validation() || !at_epoch_end)) {
+    save_all(trainer);
     save_after_validation_ = false;
-    return;
+  } else if (!at_epoch_end) {
+    save_after_epoch(trainer);
   }
-  save_after_epoch(trainer);
+}
+
+void ModelCheckpoint::save_all(Trainer& trainer) {
+  const Metrics metrics = monitor_candidates(trainer);
+  save_top_k(trainer, metrics);
+  save_last(trainer, metrics);
+  remove_replaced(trainer);
 }
 
 void ModelCheckpoint::save_after_epoch(Trainer& trainer) {
@@ -268,26 +289,54 @@ void ModelCheckpoint::save_after_epoch(Trainer& trainer) {
       (links_last() && !last_checkpoint_saved_.empty())) {
     save_last(trainer, metrics);
   }
+  remove_replaced(trainer);
 }
 
 void ModelCheckpoint::on_train_end(Trainer& trainer, LightningModule&) {
   if (saves_last() && last_checkpoint_saved_.empty() && !trainer.fast_dev_run()) {
     save_last(trainer, monitor_candidates(trainer));
+    remove_replaced(trainer);
   }
+}
+
+// SIGTERM is the end of a run that did nothing wrong: who stops it, or the scheduler that takes the
+// machine away, means it to go on some time.
+bool ModelCheckpoint::saves_on_sigterm(Trainer& trainer) const {
+  if (trainer.state_fn() != Stage::kFit || (options_.save_top_k() == 0 && !saves_last())) {
+    return false;
+  }
+  // One of several saves the state for all.
+  for (const auto* other : trainer.callbacks_of<ModelCheckpoint>()) {
+    if (other == this) break;
+    if (other->last_global_step_saved_ == trainer.global_step() &&
+        other->options_.save_weights_only() <= options_.save_weights_only()) {
+      return false;
+    }
+  }
+  return true;
 }
 
 void ModelCheckpoint::on_exception(Trainer& trainer, LightningModule&,
                                    const std::exception& exception) {
-  if (!options_.save_on_exception() || trainer.fast_dev_run() || trainer.sanity_checking() ||
-      last_global_step_saved_ == trainer.global_step()) {
+  settle(trainer);
+  const bool sigterm = dynamic_cast<const SIGTERMException*>(&exception) != nullptr;
+  if (trainer.fast_dev_run() || trainer.sanity_checking() ||
+      last_global_step_saved_ == trainer.global_step() ||
+      !(options_.save_on_exception() || (sigterm && saves_on_sigterm(trainer)))) {
     return;
   }
   const Metrics metrics = monitor_candidates(trainer);
-  const std::string path = format_checkpoint_name(metrics);
-  save(trainer, path);
+  std::string path;
+  if (options_.save_on_exception() || (options_.monitor() && options_.save_top_k() != 0)) {
+    path = format_checkpoint_name(metrics);
+    save(trainer, path, books_);
+  } else {
+    save_top_k(trainer, metrics);
+  }
   save_last(trainer, metrics);
-  info(str("Saved the checkpoint ", path, " because of ", class_name(typeid(exception)), ": ",
-           exception.what()));
+  remove_replaced(trainer);
+  info(str("Saved the checkpoint ", path.empty() ? last_checkpoint_saved_ : path, " because of ",
+           class_name(typeid(exception)), ": ", exception.what()));
 }
 
 // ---- Names --------------------------------------------------------------------------------------
@@ -346,31 +395,69 @@ std::string ModelCheckpoint::free_path(Trainer& trainer, const Metrics& metrics,
 }
 
 bool ModelCheckpoint::exists(Trainer& trainer, const std::string& path) const {
-  std::error_code ignored;
-  return trainer.strategy().reduce_any(trainer.is_global_zero() && fs::exists(path, ignored));
+  bool here = false;
+  if (trainer.is_global_zero()) {
+    auto* background = dynamic_cast<AsyncCheckpointIO*>(&trainer.strategy().checkpoint_io());
+    const auto coming = background != nullptr ? background->will_exist(path) : std::nullopt;
+    std::error_code ignored;
+    here = coming.value_or(fs::exists(path, ignored));
+  }
+  return trainer.strategy().reduce_any(here);
 }
 
-std::set<std::string> ModelCheckpoint::last_checkpoints(Trainer& trainer) const {
+std::set<std::string> ModelCheckpoint::files(Trainer& trainer, bool last) const {
   std::set<std::string> found;
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(resolve_dirpath(trainer), ignored)) {
     const auto& path = entry.path();
     if (path.extension() == kFileExtension &&
-        path.stem().string().rfind(options_.checkpoint_name_last(), 0) == 0) {
+        (path.stem().string().rfind(options_.checkpoint_name_last(), 0) == 0) == last) {
       found.insert(path.lexically_normal().string());
     }
   }
   return found;
 }
 
+std::set<std::string> ModelCheckpoint::last_checkpoints(Trainer& trainer) const {
+  return files(trainer, true);
+}
+
+std::set<std::string> ModelCheckpoint::other_checkpoints(Trainer& trainer) const {
+  return files(trainer, false);
+}
+
 // ---- Saving -------------------------------------------------------------------------------------
 
-void ModelCheckpoint::save(Trainer& trainer, const std::string& path) {
-  trainer.save_checkpoint(path, options_.save_weights_only());
+void ModelCheckpoint::save(Trainer& trainer, const std::string& path, const Books& before) {
+  try {
+    trainer.save_checkpoint(path, options_.save_weights_only());
+  } catch (...) {
+    books_ = before;
+    replaced_.clear();
+    throw;
+  }
+  before_last_save_ = Before{before, last_global_step_saved_, last_checkpoint_saved_};
   last_global_step_saved_ = trainer.global_step();
   last_checkpoint_saved_ = path;
   if (!trainer.is_global_zero()) return;
   for (const auto& logger : trainer.loggers()) logger->after_save_checkpoint(*this);
+}
+
+// A save in the background may have failed after it was noted.
+void ModelCheckpoint::settle(Trainer& trainer) {
+  auto* background = dynamic_cast<AsyncCheckpointIO*>(&trainer.strategy().checkpoint_io());
+  if (background == nullptr || !before_last_save_) return;
+  try {
+    background->teardown();
+  } catch (const std::exception& error) {
+    warn(str("A checkpoint was not saved: ", error.what()));
+  }
+  std::error_code ignored;
+  if (fs::exists(last_checkpoint_saved_, ignored)) return;
+  books_ = before_last_save_->books;
+  last_global_step_saved_ = before_last_save_->global_step;
+  last_checkpoint_saved_ = before_last_save_->path;
+  before_last_save_.reset();
 }
 
 void ModelCheckpoint::save_top_k(Trainer& trainer, const Metrics& metrics) {
@@ -379,11 +466,13 @@ void ModelCheckpoint::save_top_k(Trainer& trainer, const Metrics& metrics) {
 }
 
 void ModelCheckpoint::save_latest(Trainer& trainer, const Metrics& metrics) {
-  // The state in the file names the file itself as the best.
-  const std::string previous =
-      std::exchange(best_model_path_, free_path(trainer, metrics, std::nullopt, best_model_path_));
-  save(trainer, best_model_path_);
-  if (options_.save_top_k() == 1) remove(trainer, previous, best_model_path_);
+  const Books before = books_;
+  books_.best_model_path = free_path(trainer, metrics, std::nullopt, before.best_model_path);
+  save(trainer, books_.best_model_path, before);
+  if (options_.save_top_k() == 1) {
+    replaced_.emplace_back(before.best_model_path, books_.best_model_path);
+  }
+  if (!links_last()) remove_replaced(trainer);
 }
 
 void ModelCheckpoint::save_monitored(Trainer& trainer, const Metrics& metrics) {
@@ -410,44 +499,47 @@ void ModelCheckpoint::save_monitored(Trainer& trainer, const Metrics& metrics) {
 bool ModelCheckpoint::check_monitor_top_k(Trainer& trainer, std::optional<double> current) const {
   if (!current) return false;
   if (options_.save_top_k() == -1) return true;
-  if (static_cast<int64_t>(best_k_models_.size()) < options_.save_top_k()) return true;
-  const auto kth = std::find_if(best_k_models_.begin(), best_k_models_.end(),
-                                [this](const auto& m) { return m.first == kth_best_model_path_; });
-  const double limit = kth == best_k_models_.end() ? kth_value_ : kth->second;
+  if (static_cast<int64_t>(books_.best_k_models.size()) < options_.save_top_k()) return true;
+  const auto kth =
+      std::find_if(books_.best_k_models.begin(), books_.best_k_models.end(),
+                   [this](const auto& m) { return m.first == books_.kth_best_model_path; });
+  const double limit = kth == books_.best_k_models.end() ? books_.kth_value : kth->second;
   const bool better = options_.mode() == "min" ? *current < limit : *current > limit;
   return trainer.strategy().reduce_all(better);
 }
 
 void ModelCheckpoint::save_best(Trainer& trainer, const Metrics& metrics, double current) {
-  const size_t k = options_.save_top_k() == -1 ? best_k_models_.size() + 1
+  const size_t k = options_.save_top_k() == -1 ? books_.best_k_models.size() + 1
                                                : static_cast<size_t>(options_.save_top_k());
+  const Books before = books_;
   std::string replaced;
   const auto entry = [this](const std::string& path) {
-    return std::find_if(best_k_models_.begin(), best_k_models_.end(),
+    return std::find_if(books_.best_k_models.begin(), books_.best_k_models.end(),
                         [&path](const auto& model) { return model.first == path; });
   };
-  if (best_k_models_.size() == k) {
-    replaced = kth_best_model_path_;
-    if (entry(replaced) != best_k_models_.end()) best_k_models_.erase(entry(replaced));
+  if (books_.best_k_models.size() == k) {
+    replaced = books_.kth_best_model_path;
+    if (entry(replaced) != books_.best_k_models.end()) books_.best_k_models.erase(entry(replaced));
   }
   if (std::isnan(current)) {  // counts as the worst there is, so that a number replaces it
     current = std::numeric_limits<double>::infinity() * (options_.mode() == "min" ? 1 : -1);
   }
   const std::string path = free_path(trainer, metrics, std::nullopt, replaced);
-  current_score_ = current;
-  if (entry(path) != best_k_models_.end()) {
+  books_.current_score = current;
+  if (entry(path) != books_.best_k_models.end()) {
     entry(path)->second = current;
   } else {
-    best_k_models_.emplace_back(path, current);
+    books_.best_k_models.emplace_back(path, current);
   }
   rank(k);
   if (options_.verbose()) {
     info(str("Epoch ", whole(metrics.at("epoch")), ", global step ", whole(metrics.at("step")),
              ": '", *options_.monitor(), "' reached ", five(current), " (best ",
-             five(*best_model_score_), "), saving model to '", path, "' as top ", k));
+             five(*books_.best_model_score), "), saving model to '", path, "' as top ", k));
   }
-  save(trainer, path);
-  remove(trainer, replaced, path);
+  save(trainer, path, before);
+  replaced_.emplace_back(replaced, path);
+  if (!links_last()) remove_replaced(trainer);
 }
 
 // The first of equals is the worst, and the best.
@@ -455,45 +547,51 @@ void ModelCheckpoint::rank(size_t k) {
   const auto less = [](const auto& a, const auto& b) { return a.second < b.second; };
   const auto greater = [](const auto& a, const auto& b) { return a.second > b.second; };
   const bool min = options_.mode() == "min";
-  const auto first = best_k_models_.begin(), end = best_k_models_.end();
-  if (best_k_models_.size() == k) {
+  const auto first = books_.best_k_models.begin(), end = books_.best_k_models.end();
+  if (books_.best_k_models.size() == k) {
     const auto worst =
         min ? std::min_element(first, end, greater) : std::min_element(first, end, less);
-    std::tie(kth_best_model_path_, kth_value_) = *worst;
+    std::tie(books_.kth_best_model_path, books_.kth_value) = *worst;
   }
   const auto best =
       min ? std::min_element(first, end, less) : std::min_element(first, end, greater);
-  best_model_path_ = best->first;
-  best_model_score_ = best->second;
+  books_.best_model_path = best->first;
+  books_.best_model_score = best->second;
 }
 
 void ModelCheckpoint::save_last(Trainer& trainer, const Metrics& metrics) {
   if (!saves_last()) return;
+  const Books before = books_;
   const std::string path =
-      free_path(trainer, metrics, options_.checkpoint_name_last(), last_model_path_);
-  // The state in the file names the file itself as the last.
-  const std::string previous = std::exchange(last_model_path_, path);
+      free_path(trainer, metrics, options_.checkpoint_name_last(), before.last_model_path);
+  books_.last_model_path = path;
   if (links_last() && !last_checkpoint_saved_.empty() && options_.save_top_k() != 0) {
-    link(trainer, last_checkpoint_saved_, path);
+    try {
+      link(trainer, last_checkpoint_saved_, path);
+    } catch (...) {
+      books_ = before;
+      replaced_.clear();
+      throw;
+    }
   } else {
-    save(trainer, path);
+    save(trainer, path, before);
   }
-  remove(trainer, previous, path);
+  replaced_.emplace_back(before.last_model_path, path);
 }
 
 void ModelCheckpoint::link(Trainer& trainer, const std::string& path,
                            const std::string& link) const {
   const fs::path target = absolute(path), place = absolute(link);
   if (trainer.is_global_zero() && target != place) {
-    std::error_code refused;
-    fs::is_symlink(fs::symlink_status(place, refused))
-        ? static_cast<void>(fs::remove(place))
-        : trainer.strategy().checkpoint_io().remove(place.string());
-    fs::create_symlink(target.lexically_relative(place.parent_path()), place, refused);
-    // Some file systems have no links.
-    if (refused) fs::copy(target, place, fs::copy_options::recursive);
+    trainer.strategy().checkpoint_io().link(target.string(), place.string());
   }
   trainer.strategy().barrier("ModelCheckpoint.link");
+}
+
+void ModelCheckpoint::remove_replaced(Trainer& trainer) {
+  for (const auto& [previous, current] : std::exchange(replaced_, {})) {
+    remove(trainer, previous, current);
+  }
 }
 
 // Deletes a checkpoint that another took the place of, unless it is that one, lies elsewhere, or is
@@ -514,7 +612,7 @@ void ModelCheckpoint::to_yaml(const std::optional<std::string>& path) const {
         "ModelCheckpoint::to_yaml got no path, and no folder is known before fit. Give a path.");
   }
   Json scores = Json::object();
-  for (const auto& [model, score] : best_k_models_) {
+  for (const auto& [model, score] : books_.best_k_models) {
     if (std::isfinite(score)) {
       scores[model] = score;
     } else {  // JSON has no word for these
@@ -529,19 +627,19 @@ void ModelCheckpoint::to_yaml(const std::optional<std::string>& path) const {
 
 State ModelCheckpoint::state_dict() const {
   State scores = State::dict();
-  for (const auto& [path, score] : best_k_models_) scores[path] = score_state(score);
+  for (const auto& [path, score] : books_.best_k_models) scores[path] = score_state(score);
   const auto text = [](const std::optional<std::string>& word) {
     return word ? State(*word) : State();
   };
   return State::dict({{"monitor", text(options_.monitor())},
-                      {"best_model_score", score_state(best_model_score_)},
-                      {"best_model_path", best_model_path_},
-                      {"current_score", score_state(current_score_)},
+                      {"best_model_score", score_state(books_.best_model_score)},
+                      {"best_model_path", books_.best_model_path},
+                      {"current_score", score_state(books_.current_score)},
                       {"dirpath", text(dirpath_)},
                       {"best_k_models", scores},
-                      {"kth_best_model_path", kth_best_model_path_},
-                      {"kth_value", score_state(kth_value_)},
-                      {"last_model_path", last_model_path_}});
+                      {"kth_best_model_path", books_.kth_best_model_path},
+                      {"kth_value", score_state(books_.kth_value)},
+                      {"last_model_path", books_.last_model_path}});
 }
 
 void ModelCheckpoint::load_state_dict(const State& state) {
@@ -549,7 +647,7 @@ void ModelCheckpoint::load_state_dict(const State& state) {
   const bool same =
       dirpath == nullptr ||
       (dirpath->is_none() ? !dirpath_ : dirpath_ && dirpath->as_string() == *dirpath_);
-  best_model_path_ = state.at("best_model_path").as_string();
+  books_.best_model_path = state.at("best_model_path").as_string();
   if (!same) {
     warn(str("The dirpath has changed from ",
              dirpath->is_none() ? "none" : "\"" + dirpath->as_string() + "\"", " to \"",
@@ -558,16 +656,16 @@ void ModelCheckpoint::load_state_dict(const State& state) {
              "best_k_models won't be reloaded. Only best_model_path will be reloaded."));
     return;
   }
-  best_model_score_ = score_of(state.at("best_model_score"));
+  books_.best_model_score = score_of(state.at("best_model_score"));
   if (const auto* path = state.find("kth_best_model_path")) {
-    kth_best_model_path_ = path->as_string();
+    books_.kth_best_model_path = path->as_string();
   }
-  if (const auto* value = state.find("kth_value")) kth_value_ = value->as_double();
-  if (const auto* path = state.find("last_model_path")) last_model_path_ = path->as_string();
+  if (const auto* value = state.find("kth_value")) books_.kth_value = value->as_double();
+  if (const auto* path = state.find("last_model_path")) books_.last_model_path = path->as_string();
   if (const auto* scores = state.find("best_k_models")) {
-    best_k_models_.clear();
+    books_.best_k_models.clear();
     for (const auto& [path, score] : scores->as_dict()) {
-      best_k_models_.emplace_back(std::get<std::string>(path), score.as_double());
+      books_.best_k_models.emplace_back(to_string(path), score.as_double());
     }
   }
 }

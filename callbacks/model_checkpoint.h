@@ -1,7 +1,19 @@
 // Saves checkpoints while fit runs, and keeps the best ones.
 //
 // Registered as "ModelCheckpoint". Rank 0 looks at the folder and tells the others; a checkpoint
-// replaces another only where all ranks agree. A save that fails ends the run.
+// replaces another only where all ranks agree.
+//
+// Whenever the process is killed, the newest complete checkpoint is there, and ckpt_path="last"
+// finds it. Files change in this order:
+//   1. the new checkpoint appears, whole, by renaming; until then the one before is the newest
+//   2. last.ckpt is replaced, by renaming: by a copy of its own, or by a link to 1
+//   3. what 1 and 2 took the place of is deleted
+// Between 1 and 2 last.ckpt is a step behind; "last" looks at the other files too. With the full
+// copy (save_last=true) the deletion for 1 comes before 2, so that the disk need not hold four.
+//
+// A save that fails ends the run; the files before it stay and are still known, so a fit() after it
+// goes on with them. Beyond the original: a run that SIGTERM ends saves the state it has, also
+// without save_on_exception; saves wait for the validation that follows them.
 // Source: Lightning 2.6, `ModelCheckpoint`.
 #pragma once
 
@@ -49,6 +61,10 @@ struct ModelCheckpointOptions : Options<ModelCheckpointOptions> {
   OPTION(std::optional<bool>, save_on_train_epoch_end, std::nullopt,
          "Saves after the training epoch rather than after validation. Where not given: true when "
          "there is no validation, or one at the end of every epoch.");
+  OPTION(bool, wait_for_validation, true,
+         "With monitor: a checkpoint that is due at a batch after which validation runs is saved "
+         "after that, with its metrics. false: as Lightning 2.6, which in the middle of an epoch "
+         "goes by the metric of the validation before.");
   OPTION(bool, enable_version_counter, true,
          "Adds -v1, -v2, ... where a file is there already, rather than replace it.");
   OPTION(std::string, checkpoint_name_last, "last", "Name for save_last, a template too.");
@@ -71,13 +87,13 @@ class ModelCheckpoint : public Checkpoint {
 
   const ModelCheckpointOptions& options() const { return options_; }
   const std::optional<std::string>& dirpath() const { return dirpath_; }  // known from setup() on
-  std::string best_model_path() const override { return best_model_path_; }
-  std::optional<double> best_model_score() const { return best_model_score_; }
-  std::optional<double> current_score() const { return current_score_; }
-  const std::string& last_model_path() const { return last_model_path_; }
-  const Scores& best_k_models() const { return best_k_models_; }
-  const std::string& kth_best_model_path() const { return kth_best_model_path_; }
-  double kth_value() const { return kth_value_; }
+  std::string best_model_path() const override { return books_.best_model_path; }
+  std::optional<double> best_model_score() const { return books_.best_model_score; }
+  std::optional<double> current_score() const { return books_.current_score; }
+  const std::string& last_model_path() const { return books_.last_model_path; }
+  const Scores& best_k_models() const { return books_.best_k_models; }
+  const std::string& kth_best_model_path() const { return books_.kth_best_model_path; }
+  double kth_value() const { return books_.kth_value; }
   int64_t every_n_epochs() const { return every_n_epochs_; }
   int64_t every_n_train_steps() const { return every_n_train_steps_; }
 
@@ -92,6 +108,8 @@ class ModelCheckpoint : public Checkpoint {
   bool check_monitor_top_k(Trainer& trainer, std::optional<double> current) const;
   // The files last.ckpt, last-v1.ckpt, ... in its folder.
   std::set<std::string> last_checkpoints(Trainer& trainer) const override;
+  // The others.
+  std::set<std::string> other_checkpoints(Trainer& trainer) const override;
 
   // Where it reads the time; seconds that never go back.
   void set_clock(std::function<double()> clock) { clock_ = std::move(clock); }
@@ -114,10 +132,14 @@ class ModelCheckpoint : public Checkpoint {
   bool saves_last() const;
   bool links_last() const;
   bool due(Trainer& trainer);
+  bool validates_in_epoch(const Trainer& trainer) const;
   bool validation_follows(const Trainer& trainer) const;
   bool saves_on_train_epoch_end(const Trainer& trainer) const;
   bool skips(const Trainer& trainer) const;
+  void save_all(Trainer& trainer);
   void save_after_epoch(Trainer& trainer);
+  bool saves_on_sigterm(Trainer& trainer) const;
+  std::set<std::string> files(Trainer& trainer, bool last) const;
 
   std::string resolve_dirpath(const Trainer& trainer) const;
   Metrics monitor_candidates(const Trainer& trainer) const;
@@ -127,7 +149,25 @@ class ModelCheckpoint : public Checkpoint {
                         const std::optional<std::string>& filename, const std::string& own) const;
   bool exists(Trainer& trainer, const std::string& path) const;
 
-  void save(Trainer& trainer, const std::string& path);
+  // What is known of the files. The state in a file names that file too, so it is noted before.
+  struct Books {
+    Scores best_k_models;
+    std::string kth_best_model_path;
+    double kth_value = 0;
+    std::optional<double> current_score;
+    std::optional<double> best_model_score;
+    std::string best_model_path;
+    std::string last_model_path;
+  };
+  // What held before the last save, to go back to when it failed in the background.
+  struct Before {
+    Books books;
+    int64_t global_step;
+    std::string path;
+  };
+
+  //   before   the books without this file
+  void save(Trainer& trainer, const std::string& path, const Books& before);
   void save_top_k(Trainer& trainer, const Metrics& metrics);
   void save_latest(Trainer& trainer, const Metrics& metrics);
   void save_monitored(Trainer& trainer, const Metrics& metrics);
@@ -136,6 +176,8 @@ class ModelCheckpoint : public Checkpoint {
   void rank(size_t k);
   void link(Trainer& trainer, const std::string& path, const std::string& link) const;
   void remove(Trainer& trainer, const std::string& previous, const std::string& current) const;
+  void remove_replaced(Trainer& trainer);
+  void settle(Trainer& trainer);
 
   ModelCheckpointOptions options_;
   std::optional<std::string> dirpath_;
@@ -150,13 +192,11 @@ class ModelCheckpoint : public Checkpoint {
   bool validated_ = false;              // validation ran since fit started
   std::string last_checkpoint_saved_;
 
-  Scores best_k_models_;
-  std::string kth_best_model_path_;
-  double kth_value_;
-  std::optional<double> current_score_;
-  std::optional<double> best_model_score_;
-  std::string best_model_path_;
-  std::string last_model_path_;
+  std::optional<Before> before_last_save_;
+  // The checkpoints that others took the place of, and these, until they may be deleted.
+  std::vector<std::pair<std::string, std::string>> replaced_;
+
+  Books books_;
 };
 
 }  // namespace lightning

@@ -1,14 +1,25 @@
 #include "lightning/hooks.h"
 
 namespace lightning {
+namespace {
 
-const char* to_string(Hook hook) {
-  static const char* const names[] = {
+const char* const kNames[] = {
 #define LIGHTNING_HOOK_NAME(name) #name,
-      LIGHTNING_HOOKS(LIGHTNING_HOOK_NAME)
+    LIGHTNING_HOOKS(LIGHTNING_HOOK_NAME)
 #undef LIGHTNING_HOOK_NAME
-  };
-  return names[static_cast<int>(hook)];
+};
+
+}  // namespace
+
+const char* to_string(Hook hook) { return kNames[static_cast<int>(hook)]; }
+
+Hook hook_of(const std::string& name) {
+  int index = 0;
+  for (const char* known : kNames) {
+    if (name == known) return static_cast<Hook>(index);
+    ++index;
+  }
+  return Hook::none;
 }
 
 LogRule log_rule(Hook hook) {

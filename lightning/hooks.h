@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace lightning {
 
@@ -36,6 +37,8 @@ enum class Hook : uint8_t {
 };
 
 const char* to_string(Hook hook);
+// The hook of that name; none where there is no such.
+Hook hook_of(const std::string& name);
 
 // Whether `log` may be called in a hook, and its defaults there.
 struct LogRule {

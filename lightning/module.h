@@ -213,7 +213,8 @@ class LightningModule : public torch::nn::Module, public Hyperparameters {
   // Before the weights are loaded.
   virtual void on_load_checkpoint(State& /*checkpoint*/) {}
   // False: keys that are missing or unexpected in a checkpoint are left alone.
-  bool strict_loading() const { return strict_loading_; }
+  bool strict_loading() const { return strict_loading_.value_or(true); }
+  bool strict_loading_is_set() const { return strict_loading_.has_value(); }
   void set_strict_loading(bool strict) { strict_loading_ = strict; }
 
   // ---- What a module may do ---------------------------------------------------------------------
@@ -292,7 +293,7 @@ class LightningModule : public torch::nn::Module, public Hyperparameters {
 
   ModuleHost* host_ = nullptr;
   bool configured_ = false;
-  bool strict_loading_ = true;
+  std::optional<bool> strict_loading_;
   bool automatic_optimization_ = true;
   std::function<Optimizers(LightningModule&)> optimizer_factory_;
   // requires_grad of parameters before toggle_optimizer.

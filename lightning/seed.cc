@@ -41,21 +41,38 @@ int64_t seed_everything(std::optional<int64_t> seed, bool workers, bool verbose)
   return *seed;
 }
 
-Scope isolate_rng() {
-  std::vector<std::pair<at::Generator, at::Tensor>> states;
-  const auto keep = [&](at::Generator generator) {
-    auto state = generator.get_state();
-    states.emplace_back(std::move(generator), std::move(state));
-  };
-  keep(at::detail::getDefaultCPUGenerator());
+namespace {
+
+std::vector<std::pair<std::string, at::Generator>> generators() {
+  std::vector<std::pair<std::string, at::Generator>> all;
+  all.emplace_back("cpu", at::detail::getDefaultCPUGenerator());
   if (at::hasCUDA()) {
     for (c10::DeviceIndex i = 0; i < static_cast<c10::DeviceIndex>(at::getNumGPUs()); ++i) {
-      keep(at::globalContext().defaultGenerator(at::Device(at::kCUDA, i)));
+      all.emplace_back(str("cuda:", static_cast<int>(i)),
+                       at::globalContext().defaultGenerator(at::Device(at::kCUDA, i)));
     }
   }
-  return scope_exit([states = std::move(states)]() mutable {
-    for (auto& [generator, state] : states) generator.set_state(state);
-  });
+  return all;
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, at::Tensor>> generator_states() {
+  std::vector<std::pair<std::string, at::Tensor>> states;
+  for (auto& [device, generator] : generators()) states.emplace_back(device, generator.get_state());
+  return states;
+}
+
+void load_generator_states(const std::vector<std::pair<std::string, at::Tensor>>& states) {
+  for (auto& [device, generator] : generators()) {
+    for (const auto& [of, state] : states) {
+      if (of == device) generator.set_state(state);
+    }
+  }
+}
+
+Scope isolate_rng() {
+  return scope_exit([states = generator_states()] { load_generator_states(states); });
 }
 
 }  // namespace lightning

@@ -1,8 +1,13 @@
 // Random numbers: one seed for all generators, and a scope that leaves them as they were.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "lightning/scope.h"
 
@@ -15,6 +20,11 @@ namespace lightning {
 // Source: Lightning 2.6, `seed_everything`.
 int64_t seed_everything(std::optional<int64_t> seed = std::nullopt, bool workers = false,
                         bool verbose = true);
+
+// The default generators of the CPU and of all GPUs by device ("cpu", "cuda:0"), each with its
+// state as LibTorch gives it, a tensor of bytes. Loading passes over devices that are not there.
+std::vector<std::pair<std::string, at::Tensor>> generator_states();
+void load_generator_states(const std::vector<std::pair<std::string, at::Tensor>>& states);
 
 // Restores the state of the CPU's and all GPUs' generators when it ends.
 // Source: Lightning 2.6, `isolate_rng`.

@@ -9,13 +9,18 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "lightning/accelerator.h"
+#include "lightning/checkpoint/checkpoint_search.h"
+#include "lightning/checkpoint/mapped_file.h"
 #include "lightning/checkpoint_callback.h"
+#include "lightning/distributed/slurm.h"
 #include "lightning/errors.h"
 #include "lightning/hparams.h"
 #include "lightning/log.h"
@@ -28,6 +33,7 @@
 #include "lightning/overrides.h"
 #include "lightning/results_table.h"
 #include "lightning/seed.h"
+#include "lightning/step/has_step.h"
 #include "lightning/terminal.h"
 #include "lightning/trainer_flags.h"
 
@@ -65,6 +71,10 @@ struct Trainer::Engine {
   std::string select_checkpoint(const Call& call, bool module_given);
   std::string best_checkpoint(Stage fn);
   std::string newest_last_checkpoint(Stage fn);
+  std::string newest_hpc_checkpoint();
+  std::shared_ptr<SLURMEnvironment> slurm() const;
+  std::optional<PreemptionSignal> requeue_on_signal();
+  void save_for_requeue();
   void prepare_data();
   void setup(Stage fn);
   void log_hyperparams();
@@ -100,6 +110,7 @@ struct Trainer::Engine {
   static constexpr int64_t kDefaultMaxEpochs = 1000;
   bool max_epochs_given = true;
   std::vector<std::shared_ptr<Callback>> own_callbacks;  // without those of the module
+  std::string hpc_checkpoint;                            // saved by this Trainer last
 };
 
 // ---- Making one ---------------------------------------------------------------------------------
@@ -197,32 +208,6 @@ void Trainer::Engine::merge_module_callbacks() {
   all.insert(all.end(), added.begin(), added.end());
   all = in_order(std::move(all));
 }
-
-namespace {
-
-bool has_step(const LightningModule& module, Stage fn) {
-  using Two = StepOutput (LightningModule::*)(const Batch&, int64_t);
-  using Three = StepOutput (LightningModule::*)(const Batch&, int64_t, int64_t);
-  using PredictTwo = Batch (LightningModule::*)(const Batch&, int64_t);
-  using PredictThree = Batch (LightningModule::*)(const Batch&, int64_t, int64_t);
-  const auto has = [&](auto method) { return is_overridden(module, method); };
-  switch (fn) {
-    case Stage::kFit:
-      return has(&LightningModule::training_step);
-    case Stage::kValidate:
-      return has(static_cast<Two>(&LightningModule::validation_step)) ||
-             has(static_cast<Three>(&LightningModule::validation_step));
-    case Stage::kTest:
-      return has(static_cast<Two>(&LightningModule::test_step)) ||
-             has(static_cast<Three>(&LightningModule::test_step));
-    default:
-      return has(static_cast<PredictTwo>(&LightningModule::predict_step)) ||
-             has(static_cast<PredictThree>(&LightningModule::predict_step)) ||
-             has(&LightningModule::predict_forward);
-  }
-}
-
-}  // namespace
 
 void Trainer::Engine::verify(Stage fn) {
   const auto& module = *run.module;
@@ -358,7 +343,7 @@ auto Trainer::Engine::run_call(Call call, RunStage&& run_stage) -> decltype(run_
   attach(call);
   run.status = TrainerStatus::kRunning;
   run.stage = stages[static_cast<int>(call.fn)];
-  const SignalScope signals;
+  const SignalScope signals(requeue_on_signal());
   try {
     run.ckpt_path = select_checkpoint(call, module_given);
     merge_module_callbacks();
@@ -396,6 +381,7 @@ auto Trainer::Engine::run_call(Call call, RunStage&& run_stage) -> decltype(run_
       info(str(run.fitting() ? "Restored all states" : "Loaded model weights",
                " from the checkpoint at ", run.ckpt_path));
     }
+    if (checkpoint) check_mapped_files();  // what was copied out of them was there
     checkpoint.reset();
     run.strategy_->barrier("run-stage");
     run.module->zero_grad();
@@ -456,32 +442,42 @@ std::string Trainer::Engine::best_checkpoint(Stage fn) {
   return path;
 }
 
+// The newest of the files that were saved as the last. A run that was killed between a checkpoint
+// and its last.ckpt, or that keeps no last.ckpt, left another one that stands at a later step.
 std::string Trainer::Engine::newest_last_checkpoint(Stage fn) {
-  namespace fs = std::filesystem;
-  std::string newest;
-  fs::file_time_type newest_time;
+  std::set<std::string> lasts, others;
   for (const auto& callback : run.callbacks) {
     const auto* saver = dynamic_cast<Checkpoint*>(callback.get());
     if (saver == nullptr) continue;
-    for (const auto& path : saver->last_checkpoints(run.trainer_ref())) {
-      std::error_code error;
-      const auto time = fs::last_write_time(path, error);
-      if (error || (!newest.empty() && time <= newest_time)) continue;
-      newest = path;
-      newest_time = time;
-    }
+    lasts.merge(saver->last_checkpoints(run.trainer_ref()));
+    others.merge(saver->other_checkpoints(run.trainer_ref()));
   }
-  if (newest.empty()) {
-    warn(str("Trainer.", to_string(fn),
-             " was asked for ckpt_path=\"last\", but there is none. "
-             "Nothing is loaded. ModelCheckpoint(save_last=true) saves one."));
+  const bool look = can_look_into(run.strategy_->checkpoint_io());
+  const auto last = newest_checkpoint(lasts, look);
+  if (last && !look) return last->path;
+  const auto other = newest_checkpoint(others, look, fn == Stage::kFit, last ? &*last : nullptr);
+  if (other && (!last || (other->step && last->step && *other->step > *last->step))) {
+    info(str("ckpt_path=\"last\" takes ", other->path,
+             last ? ", which stands at a later step than " + last->path
+                  : ", the newest: there is no last.ckpt",
+             "."));
+    return other->path;
   }
-  return newest;
+  if (last) return last->path;
+  warn(str("Trainer.", to_string(fn),
+           " was asked for ckpt_path=\"last\", but there is none. "
+           "Nothing is loaded. The folder of a ModelCheckpoint without dirpath is that of the "
+           "logger's new version: give it a dirpath, or the path of the file as ckpt_path."));
+  return "";
 }
 
 std::string Trainer::Engine::select_checkpoint(const Call& call, bool module_given) {
   auto path = call.arguments.ckpt_path();
   if (path.empty() && call.fn == Stage::kFit) {
+    if (slurm() != nullptr) {  // a job that was requeued
+      const auto saved = newest_hpc_checkpoint();
+      if (!saved.empty()) return saved;
+    }
     const bool resumes =
         std::any_of(run.callbacks.begin(), run.callbacks.end(), [](const auto& callback) {
           const auto* saver = dynamic_cast<Checkpoint*>(callback.get());
@@ -498,11 +494,84 @@ std::string Trainer::Engine::select_checkpoint(const Call& call, bool module_giv
   }
   if (path == "best") return best_checkpoint(call.fn);
   if (path == "last") return newest_last_checkpoint(call.fn);
+  if (path == "hpc") {
+    const auto saved = newest_hpc_checkpoint();
+    if (!saved.empty()) return saved;
+    throw MisconfigurationError(str("Trainer.", to_string(call.fn),
+                                    " was asked for ckpt_path=\"hpc\", but there is no "
+                                    "hpc_ckpt_N.ckpt in ",
+                                    run.settings.default_root_dir, ". Give a path."));
+  }
   if (!std::filesystem::exists(path)) {
     throw CheckpointError(str("Trainer.", to_string(call.fn), " got ckpt_path=\"", path,
                               "\", which does not exist."));
   }
   return path;
+}
+
+std::string Trainer::Engine::newest_hpc_checkpoint() {
+  return lightning::newest_hpc_checkpoint(run.settings.default_root_dir,
+                                          can_look_into(run.strategy_->checkpoint_io()));
+}
+
+std::shared_ptr<SLURMEnvironment> Trainer::Engine::slurm() const {
+  for (const auto& plugin : run.trainer_ref().options().plugins()) {
+    auto given = std::dynamic_pointer_cast<SLURMEnvironment>(plugin.cluster_environment());
+    if (given != nullptr) return given;
+  }
+  return SLURMEnvironment::detect() ? std::make_shared<SLURMEnvironment>() : nullptr;
+}
+
+// SIGTERM comes before the end too: of the time, of a job that another one displaces. It does not
+// end the run, which goes on until it is killed, but its state is worth keeping.
+std::optional<PreemptionSignal> Trainer::Engine::requeue_on_signal() {
+  const auto environment = run.fitting() ? slurm() : nullptr;
+  if (environment == nullptr || !environment->auto_requeue()) return std::nullopt;
+  info(str("SLURM: SIG", sigabbrev_np(environment->requeue_signal()),
+           " will save the run and requeue the job."));
+  return PreemptionSignal{
+      environment->requeue_signal(), [this, environment](bool requeue, bool terminate) {
+        auto& strategy = *run.strategy_;
+        if (strategy.world_size() > 1) {
+          requeue = strategy.reduce_any(requeue);
+          terminate = strategy.reduce_any(terminate);
+        }
+        if (!requeue && !terminate) return;
+        if (terminate) info("Bypassing SIGTERM: under SLURM the run goes on until it is killed.");
+        if (requeue) info("SLURM asked for the job to be requeued.");
+        save_for_requeue();
+        if (!requeue || !strategy.is_global_zero()) return;
+        try {
+          environment->requeue();
+          info("Requeued SLURM job: " + SLURMEnvironment::job_id().value_or(""));
+        } catch (const std::runtime_error& error) {
+          warn(str("The SLURM job was not requeued: ", error.what()));
+        }
+      }};
+}
+
+// A job is better requeued without a new checkpoint than not at all.
+void Trainer::Engine::save_for_requeue() {
+  auto& strategy = *run.strategy_;
+  for (const auto& logger : run.loggers_) logger->finalize("finished");
+  const auto path = next_hpc_checkpoint(run.settings.default_root_dir);
+  const auto attempt = [](auto&& work) {
+    try {
+      work();
+      return true;
+    } catch (const std::exception& error) {
+      warn(str("The run could not be saved before its job ends: ", error.what()));
+      return false;
+    }
+  };
+  const bool saved = attempt([&] { run.trainer_ref().save_checkpoint(path); });
+  // On the disk, before the job may be killed; an error of a save before does not stop this one.
+  const bool written = attempt([&] { strategy.checkpoint_io().teardown(); });
+  if (!saved || !written) return;
+  // The file that a run resumed from stays, and those of other jobs.
+  if (!hpc_checkpoint.empty()) strategy.remove_checkpoint(hpc_checkpoint);
+  hpc_checkpoint = path;
+  info("Saved the run as " + path);
 }
 
 void Trainer::save_checkpoint(const std::string& path, bool weights_only) {
@@ -532,6 +601,9 @@ void Trainer::Engine::fit(Call call) {
     max_epochs_given = true;
   }
   run.should_stop = false;
+  run.settings.accumulate_grad_batches = run.trainer_ref().options().accumulate_grad_batches();
+  run.settings.accumulation_changed = false;
+  run.fit.place = FitPlace::kOutside;
   run.num_val_batches.clear();
   run.fit.max_batches.reset();
   run.fit.val_check_batch.reset();
@@ -722,6 +794,7 @@ void Trainer::set_accumulate_grad_batches(int64_t batches) {
         str("accumulate_grad_batches got ", batches, ", expected 1 or more."));
   }
   engine_->run.settings.accumulate_grad_batches = batches;
+  engine_->run.settings.accumulation_changed = true;
 }
 
 bool Trainer::fast_dev_run() const { return engine_->run.settings.fast_dev_run > 0; }

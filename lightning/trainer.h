@@ -34,7 +34,7 @@ using EvaluationResult = std::map<std::string, double>;
 // What a run may be told beside its data.
 class RunArguments {
  public:
-  TORCH_ARG(std::string, ckpt_path);  // a file, "best", "last"; empty for none
+  TORCH_ARG(std::string, ckpt_path);  // a file, "best", "last", "hpc"; empty for none
   TORCH_ARG(bool, verbose) = true;    // prints the table of results
   // Whether predict gives its batches back; false where they are too many to keep.
   TORCH_ARG(bool, return_predictions) = true;

@@ -50,6 +50,8 @@ void Codec<LoggerFlag>::read(const Json& in, LoggerFlag& value, const std::strin
 void Codec<Plugin>::write(Json& out, const Plugin& value) {
   if (value.precision() != nullptr) {
     out = value.precision()->name();
+  } else if (value.cluster_environment() != nullptr) {
+    out = value.cluster_environment()->name();
   } else {
     out = value.checkpoint_io() != nullptr ? "<checkpoint_io object>" : "";
   }
@@ -62,6 +64,10 @@ void Codec<Plugin>::read(const Json& in, Plugin& value, const std::string& where
     Part<CheckpointIO> io;
     Codec<Part<CheckpointIO>>::read(in, io, where);
     value.checkpoint_io_ = io.make(where);
+  } else if (!part.empty() && registry<ClusterEnvironment>().has(part.name())) {
+    Part<ClusterEnvironment> environment;
+    Codec<Part<ClusterEnvironment>>::read(in, environment, where);
+    value.cluster_environment_ = environment.make(where);
   } else if (!part.empty()) {
     value.precision_ = part.make(where);
   }
@@ -433,6 +439,7 @@ std::shared_ptr<Strategy> make_strategy(const TrainerOptions& options) {
 
   std::shared_ptr<Precision> precision;
   std::shared_ptr<CheckpointIO> checkpoint_io;
+  std::shared_ptr<ClusterEnvironment> cluster_environment;
   for (const auto& plugin : options.plugins()) {
     const auto take = [](auto& slot, const auto& part, const char* kind) {
       if (part == nullptr) return;
@@ -443,6 +450,7 @@ std::shared_ptr<Strategy> make_strategy(const TrainerOptions& options) {
     };
     take(precision, plugin.precision(), "precision");
     take(checkpoint_io, plugin.checkpoint_io(), "checkpoint_io");
+    take(cluster_environment, plugin.cluster_environment(), "cluster_environment");
   }
   if (precision != nullptr && options.precision()) {
     throw MisconfigurationError(

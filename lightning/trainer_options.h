@@ -12,6 +12,7 @@
 #include "lightning/accelerator.h"
 #include "lightning/callback.h"
 #include "lightning/checkpoint/checkpoint_io.h"
+#include "lightning/distributed/cluster_environment.h"
 #include "lightning/duration.h"
 #include "lightning/logger.h"
 #include "lightning/options.h"
@@ -53,7 +54,8 @@ struct Codec<LoggerFlag> {
   static bool fits(const Json&) { return true; }
 };
 
-// The `plugins` flag takes precisions and checkpoint IO, by object or by name.
+// The `plugins` flag takes precisions, checkpoint IO and cluster environments, by object or by
+// name.
 class Plugin {
  public:
   Plugin() = default;
@@ -61,21 +63,27 @@ class Plugin {
   Plugin(std::shared_ptr<P> precision) : precision_(std::move(precision)) {}
   template <class C, std::enable_if_t<std::is_base_of<CheckpointIO, C>::value, int> = 0>
   Plugin(std::shared_ptr<C> io) : checkpoint_io_(std::move(io)) {}
+  template <class E, std::enable_if_t<std::is_base_of<ClusterEnvironment, E>::value, int> = 0>
+  Plugin(std::shared_ptr<E> environment) : cluster_environment_(std::move(environment)) {}
 
   const std::shared_ptr<Precision>& precision() const { return precision_; }
   const std::shared_ptr<CheckpointIO>& checkpoint_io() const { return checkpoint_io_; }
+  const std::shared_ptr<ClusterEnvironment>& cluster_environment() const {
+    return cluster_environment_;
+  }
 
  private:
   friend struct Codec<Plugin>;
   std::shared_ptr<Precision> precision_;
   std::shared_ptr<CheckpointIO> checkpoint_io_;
+  std::shared_ptr<ClusterEnvironment> cluster_environment_;
 };
 
 template <>
 struct Codec<Plugin> {
   static void write(Json& out, const Plugin& value);
   static void read(const Json& in, Plugin& value, const std::string& where);
-  static std::string type() { return "precision or checkpoint_io"; }
+  static std::string type() { return "precision or checkpoint_io or cluster_environment"; }
   static bool fits(const Json&) { return true; }
 };
 
@@ -148,7 +156,8 @@ struct TrainerOptions : Options<TrainerOptions> {
          "Times the parts of a run: simple.");
   OPTION(bool, detect_anomaly, false, "Finds the operator whose backward gave NaN. Slow.");
   OPTION(bool, barebones, false, "Turns off all that costs time beside training.");
-  OPTION(std::vector<Plugin>, plugins, {}, "Precision or checkpoint IO objects.");
+  OPTION(std::vector<Plugin>, plugins, {},
+         "Precision, checkpoint IO (AsyncCheckpointIO) or cluster environment (SLURMEnvironment).");
   OPTION(bool, sync_batchnorm, false, "Whether BatchNorm takes its statistics over all processes.");
   OPTION(int64_t, reload_dataloaders_every_n_epochs, 0,
          "Asks for new data loaders every n epochs; 0 for never.");

@@ -8,6 +8,7 @@
 // the bytes that are needed and those that are free.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -19,16 +20,33 @@ class AtomicFile {
   // Makes the folders above `path`, and reserves the bytes where the file system can, so that a
   // disk without room for them is found before anything is written.
   //
-  //   bytes   what will be written in all
+  //   bytes   what will be written in all; what is left out in between is zeros
   AtomicFile(std::string path, uint64_t bytes);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
 
+  // Behind what write() wrote before.
   void write(const void* data, size_t bytes);
+  // Anywhere below `bytes`; from several threads at once. Where offset, length and address are
+  // multiples of kDirectBytes, large files go to the disk around the page cache, if they can: as
+  // commit() has to wait for the disk, the copy would only cost time.
+  static constexpr uint64_t kDirectBytes = 4096;
+  void write_at(uint64_t offset, const void* data, size_t bytes);
   void commit();
 
+  // Deletes what killed processes left in a folder: files named as AtomicFile names unfinished ones
+  // which nobody holds. While a file is written its process holds a lock on it (flock), which ends
+  // with the process; file systems without such locks keep their leftovers. A folder that is not
+  // there has none. Gives the number of files.
+  static int64_t remove_unfinished(const std::string& folder);
+
  private:
+  // Whether the file is there now; false: the name is taken.
+  bool create();
+  void open_direct();
+  // What was written, 0 where it has to go through the page cache.
+  size_t write_direct(uint64_t offset, const void* data, size_t bytes);
   [[noreturn]] void fail(const char* what, int reason) const;
 
   std::string path_;
@@ -36,6 +54,8 @@ class AtomicFile {
   std::string unfinished_;
   uint64_t bytes_;
   int fd_ = -1;
+  int direct_fd_ = -1;
+  std::atomic<bool> direct_{false};  // whether the disk takes it
 };
 
 }  // namespace lightning

@@ -26,11 +26,20 @@ class CheckpointIO {
   // Deletes a file or a folder; one that is not there is fine.
   virtual void remove(const std::string& path) = 0;
 
-  // Waits for what is still being written.
+  // Makes `place` lead to `target`, in the place of what is there: a relative link, or a copy where
+  // the file system has no links. Comes after the saves before it.
+  virtual void link(const std::string& target, const std::string& place);
+
+  // Called at every batch. Errors: what went wrong since the last call, where saving goes on in the
+  // background.
+  virtual void check() {}
+
+  // Waits for what is still being written. Errors: as check().
   virtual void teardown() {}
 };
 
-// The CheckpointIO of this build.
+// Checkpoints as Python Lightning writes them, a file of torch.save each. Reads these, safetensors
+// and sharded folders.
 std::shared_ptr<CheckpointIO> default_checkpoint_io();
 
 }  // namespace lightning

@@ -28,11 +28,6 @@ void walk(const torch::nn::Module& module, const std::string& prefix, const Visi
   }
 }
 
-std::string shown(const State::Key& key) {
-  const auto* text = std::get_if<std::string>(&key);
-  return text != nullptr ? *text : std::to_string(std::get<int64_t>(key));
-}
-
 std::string shown(c10::IntArrayRef sizes, at::ScalarType dtype) {
   return str(c10::getDtypeNames(dtype).first, " ", sizes);
 }
@@ -86,7 +81,8 @@ Comparison compare(const torch::nn::Module& module, const State& state) {
   });
   for (const auto& [key, value] : state.as_dict()) {
     const auto* name = std::get_if<std::string>(&key);
-    if (name == nullptr || expected.count(*name) == 0) result.keys.unexpected.push_back(shown(key));
+    if (name == nullptr || expected.count(*name) == 0)
+      result.keys.unexpected.push_back(to_string(key));
   }
   return result;
 }
@@ -113,13 +109,31 @@ std::string advice(const Comparison& found) {
          "take only the keys that both have.";
 }
 
+// Python's `Module._version` of each submodule, by its name: 2 where a norm keeps running
+// statistics and counts its batches, 1 elsewhere.
+void versions(const torch::nn::Module& module, const std::string& prefix, State& out) {
+  const auto type = module.name();
+  const bool counts =
+      type.find("BatchNorm") != std::string::npos || type.find("InstanceNorm") != std::string::npos;
+  out[prefix] = State::dict({{"version", counts ? 2 : 1}});
+  for (const auto& item : module.named_children()) {
+    if (item.value() == nullptr) continue;
+    versions(*item.value(), prefix.empty() ? item.key() : prefix + "." + item.key(), out);
+  }
+}
+
 }  // namespace
 
 State module_state_dict(const torch::nn::Module& module) {
-  State::Dict dict;
+  State state = State::ordered_dict();
   walk(module, "",
-       [&](const std::string& name, const at::Tensor& tensor) { dict[name] = tensor.detach(); });
-  return dict;
+       [&](const std::string& name, const at::Tensor& tensor) { state[name] = tensor.detach(); });
+  auto metadata = State::ordered_dict();
+  versions(module, "", metadata);
+  auto as_ordered = *state.as_dict().python_class();
+  as_ordered.attributes = State::dict({{"_metadata", std::move(metadata)}});
+  state.as_dict().set_python_class(std::make_shared<State::Object>(std::move(as_ordered)));
+  return state;
 }
 
 IncompatibleKeys load_module_state_dict(torch::nn::Module& module, const State& state,

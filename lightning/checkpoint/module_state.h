@@ -10,9 +10,9 @@
 
 namespace lightning {
 
-// A dict from "net.0.weight" to a tensor: of each module its own parameters, then its buffers, then
-// its children. The tensors are detached and share the module's storage, so a later step shows in
-// them. A tied parameter is there under each of its names.
+// An ordered dict from "net.0.weight" to a tensor: of each module its own parameters, then its
+// buffers, then its children. The tensors are detached and share the module's storage, so a later
+// step shows in them. A tied parameter is there under each of its names.
 State module_state_dict(const torch::nn::Module& module);
 
 // What a load that is not strict passed over.

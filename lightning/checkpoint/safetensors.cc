@@ -2,27 +2,43 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
-#include <cerrno>
+#include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <numeric>
+#include <optional>
 #include <unordered_set>
 
 #include "lightning/checkpoint/atomic_file.h"
-#include "lightning/checkpoint/safetensors_header.h"
+#include "lightning/checkpoint/mapped_file.h"
+#include "lightning/checkpoint/scalar_type.h"
+#include "lightning/checkpoint/threads.h"
 #include "lightning/errors.h"
 
 namespace lightning {
 namespace {
 
 constexpr uint64_t kLengthBytes = 8;
+constexpr uint64_t kPieceBytes = uint64_t{4} << 20;  // what a thread writes at once
 
 uint64_t bytes_of(const at::Tensor& tensor) {
   return static_cast<uint64_t>(tensor.numel()) * tensor.element_size();
+}
+
+// None for dtypes that the format does not have.
+std::optional<DType> file_dtype(const at::Tensor& tensor) {
+  if (tensor.scalar_type() == at::kFloat4_e2m1fn_x2) return DType::kUInt8;
+  const auto dtype = dtype_of(tensor.scalar_type());
+  if (!dtype || info(*dtype).safetensors.empty()) return std::nullopt;
+  return dtype;
+}
+
+at::ScalarType torch_dtype(const SafetensorsHeader::Entry& entry) {
+  if (entry.is_packed) return at::kFloat4_e2m1fn_x2;
+  return scalar_type(entry.dtype);
 }
 
 void check_writable(const SafetensorsContent& content) {
@@ -39,7 +55,7 @@ void check_writable(const SafetensorsContent& content) {
                                 ", expected a dense tensor with storage; a safetensors file holds "
                                 "no other. Make it dense before saving."));
     }
-    if (!SafetensorsHeader::knows(tensor.scalar_type())) {
+    if (!file_dtype(tensor)) {
       throw CheckpointError(
           str("\"", name, "\" is ", c10::getDtypeNames(tensor.scalar_type()).first,
               ", which a safetensors file cannot hold. Known: ", SafetensorsHeader::known_dtypes(),
@@ -66,76 +82,93 @@ at::Tensor packed(const at::Tensor& tensor) {
   return values.cpu().contiguous();
 }
 
-// An open file whose errors name it.
-class Input {
- public:
-  explicit Input(const std::string& path)
-      : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (fd_ < 0) fail(std::strerror(errno));
-    struct stat found {};
-    if (::fstat(fd_, &found) != 0 || !S_ISREG(found.st_mode)) {
-      ::close(fd_);
-      fail("it is not an ordinary file");
-    }
-    size_ = static_cast<uint64_t>(found.st_size);
-  }
-  ~Input() { ::close(fd_); }
-  Input(const Input&) = delete;
-  Input& operator=(const Input&) = delete;
-
-  uint64_t size() const { return size_; }
-
-  void read(void* data, uint64_t bytes, uint64_t at) const {
-    auto* next = static_cast<char*>(data);
-    while (bytes > 0) {
-      const auto want = static_cast<size_t>(std::min<uint64_t>(bytes, uint64_t{1} << 30));
-      const ssize_t got = ::pread(fd_, next, want, static_cast<off_t>(at));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) fail(std::strerror(errno));
-      if (got == 0) fail("the file was cut short while it was read");
-      next += got;
-      at += static_cast<uint64_t>(got);
-      bytes -= static_cast<uint64_t>(got);
-    }
-  }
-
-  [[noreturn]] void fail(const std::string& reason) const {
-    throw CheckpointError(str("Cannot read ", path_, ": ", reason, "."));
-  }
-
- private:
-  std::string path_;
-  int fd_;
-  uint64_t size_ = 0;
+// Bytes that lie in memory and go to a place of the file.
+struct Piece {
+  uint64_t offset;
+  const char* data;
+  size_t bytes;
 };
 
-uint64_t header_length(const Input& file) {
-  if (file.size() < kLengthBytes) file.fail(str("it has only ", file.size(), " bytes"));
-  unsigned char raw[kLengthBytes];
-  file.read(raw, kLengthBytes, 0);
+void write_pieces(AtomicFile& file, const std::vector<Piece>& pieces) {
+  uint64_t bytes = 0;
+  for (const auto& piece : pieces) bytes += piece.bytes;
+  std::atomic<size_t> next{0};
+  on_threads(useful_threads(bytes), [&] {
+    for (size_t i = next++; i < pieces.size(); i = next++) {
+      file.write_at(pieces[i].offset, pieces[i].data, pieces[i].bytes);
+    }
+  });
+}
+
+// Whether the tensor's memory is what goes into the file.
+bool lies_packed(const at::Tensor& tensor) {
+  return tensor.is_cpu() && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg();
+}
+
+[[noreturn]] void refuse(const MappedFile& file, const std::string& reason) {
+  file.check();  // then the reason is another
+  throw CheckpointError(str("Cannot read ", file.path(), ": ", reason, "."));
+}
+
+uint64_t header_length(const MappedFile& file) {
+  if (file.size() < kLengthBytes) refuse(file, str("it has only ", file.size(), " bytes"));
   uint64_t length = 0;
-  for (size_t i = 0; i < kLengthBytes; ++i) length |= uint64_t{raw[i]} << (8 * i);
+  for (size_t i = 0; i < kLengthBytes; ++i) length |= uint64_t{file.data()[i]} << (8 * i);
   if (length > SafetensorsHeader::kMostBytes) {
-    file.fail("it is not a safetensors file, or its first bytes are damaged");
+    refuse(file, "it is not a safetensors file, or its first bytes are damaged");
   }
   if (length > file.size() - kLengthBytes) {
-    file.fail(str("it is cut short: a header of ", length, " bytes is announced, the file has ",
-                  file.size()));
+    refuse(file, str("it is cut short: a header of ", length, " bytes is announced, the file has ",
+                     file.size()));
   }
   return length;
 }
 
-at::Tensor read_tensor(const Input& file, const SafetensorsHeader::Entry& entry, uint64_t data) {
-  auto tensor = at::empty(entry.sizes, at::TensorOptions().dtype(entry.dtype));
-  auto* values = tensor.numel() > 0 ? tensor.mutable_data_ptr() : nullptr;
-  file.read(values, entry.end - entry.begin, data + entry.begin);
-  if (entry.dtype == at::kBool) {
-    const auto* bytes = static_cast<const unsigned char*>(values);
-    if (std::any_of(bytes, bytes + tensor.numel(), [](unsigned char byte) { return byte > 1; })) {
-      file.fail(str("\"", entry.name, "\" holds values that are no bools"));
-    }
+// A file whose header was checked.
+struct OpenFile {
+  std::shared_ptr<MappedFile> file;
+  SafetensorsHeader header;
+  uint8_t* data = nullptr;  // behind the header
+
+  explicit OpenFile(const std::string& path);
+  void check_values(const SafetensorsHeader::Entry& entry) const;
+  at::Tensor tensor(const SafetensorsHeader::Entry& entry) const;
+};
+
+OpenFile::OpenFile(const std::string& path) : file(MappedFile::open(path)) {
+  const uint64_t length = header_length(*file);
+  const uint64_t begin = kLengthBytes + length;
+  data = file->data() + begin;
+  const std::string_view json(reinterpret_cast<const char*>(file->data()) + kLengthBytes, length);
+  try {
+    header = SafetensorsHeader::parse(json, file->size() - begin);
+  } catch (const CheckpointError& error) {
+    refuse(*file, error.what());
   }
-  return tensor;
+}
+
+// A bool that is neither 0 nor 1 is undefined behaviour to whoever reads it.
+void OpenFile::check_values(const SafetensorsHeader::Entry& entry) const {
+  if (entry.dtype != DType::kBool) return;
+  if (std::any_of(data + entry.begin, data + entry.end, [](uint8_t value) { return value > 1; })) {
+    refuse(*file, str("\"", entry.name, "\" holds values that are no bools"));
+  }
+}
+
+at::Tensor OpenFile::tensor(const SafetensorsHeader::Entry& entry) const {
+  check_values(entry);
+  const auto options = at::TensorOptions().dtype(torch_dtype(entry));
+  const uint64_t bytes = entry.end - entry.begin;
+  if (bytes == 0) return at::empty(entry.sizes, options);
+  uint8_t* values = data + entry.begin;
+  const auto address = reinterpret_cast<uintptr_t>(values);
+  if (address % std::min<size_t>(info(entry.dtype).bytes, alignof(std::max_align_t)) != 0) {
+    auto copy = at::empty(entry.sizes, options);
+    std::memcpy(copy.mutable_data_ptr(), values, bytes);
+    return copy;
+  }
+  return at::from_blob(
+      values, entry.sizes, [mapping = file](void*) {}, options);
 }
 
 }  // namespace
@@ -150,7 +183,9 @@ void write_safetensors(const std::string& path, const SafetensorsContent& conten
     const auto& [name, tensor] = content.tensors[i];
     const uint64_t begin = end;
     end += bytes_of(tensor);
-    header.entries.push_back({name, tensor.scalar_type(), tensor.sizes().vec(), begin, end});
+    header.entries.push_back({name, *file_dtype(tensor),
+                              tensor.scalar_type() == at::kFloat4_e2m1fn_x2, tensor.sizes().vec(),
+                              begin, end});
   }
   const std::string json = header.to_json();
   unsigned char length[kLengthBytes];
@@ -158,35 +193,49 @@ void write_safetensors(const std::string& path, const SafetensorsContent& conten
     length[i] = static_cast<unsigned char>(json.size() >> (8 * i));
   }
 
-  AtomicFile file(path, kLengthBytes + json.size() + end);
+  const uint64_t data = kLengthBytes + json.size();
+  AtomicFile file(path, data + end);
   file.write(length, kLengthBytes);
   file.write(json.data(), json.size());
-  for (const size_t i : order) {
-    const auto values = packed(content.tensors[i].second);
-    if (values.numel() > 0) file.write(values.const_data_ptr(), bytes_of(values));
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < order.size(); ++i) {
+    const auto& tensor = content.tensors[order[i]].second;
+    const auto& entry = header.entries[i];
+    if (tensor.numel() == 0) continue;
+    if (!lies_packed(tensor)) {
+      const auto values = packed(tensor);
+      file.write_at(data + entry.begin, values.const_data_ptr(), entry.end - entry.begin);
+      continue;
+    }
+    const auto* bytes = static_cast<const char*>(tensor.const_data_ptr());
+    for (uint64_t at = entry.begin; at < entry.end; at += kPieceBytes) {
+      pieces.push_back({data + at, bytes + (at - entry.begin),
+                        static_cast<size_t>(std::min(kPieceBytes, entry.end - at))});
+    }
   }
+  write_pieces(file, pieces);
   file.commit();
 }
 
 SafetensorsContent read_safetensors(const std::string& path) {
-  const Input file(path);
-  const uint64_t length = header_length(file);
-  const uint64_t data = kLengthBytes + length;
-  std::string json(length, '\0');
-  file.read(json.data(), length, kLengthBytes);
-
+  OpenFile open(path);
   SafetensorsContent content;
-  SafetensorsHeader header;
-  try {
-    header = SafetensorsHeader::parse(json, file.size() - data);
-  } catch (const CheckpointError& error) {
-    file.fail(error.what());
+  content.metadata = std::move(open.header.metadata);
+  content.tensors.reserve(open.header.entries.size());
+  for (const auto& entry : open.header.entries) {
+    content.tensors.emplace_back(entry.name, open.tensor(entry));
   }
-  content.metadata = std::move(header.metadata);
-  for (const auto& entry : header.entries) {
-    content.tensors.emplace_back(entry.name, read_tensor(file, entry, data));
-  }
+  open.file->check();
   return content;
+}
+
+SafetensorsHeader read_safetensors_header(const std::string& path, bool check_values) {
+  OpenFile open(path);
+  if (check_values) {
+    for (const auto& entry : open.header.entries) open.check_values(entry);
+  }
+  open.file->check();
+  return std::move(open.header);
 }
 
 }  // namespace lightning

@@ -14,43 +14,8 @@ namespace {
 using Entry = SafetensorsHeader::Entry;
 constexpr size_t kMostDims = 64;
 
-struct DtypeName {
-  const char* name;
-  at::ScalarType dtype;
-};
-
-const DtypeName kDtypes[] = {
-    {"F64", at::kDouble},
-    {"F32", at::kFloat},
-    {"F16", at::kHalf},
-    {"BF16", at::kBFloat16},
-    {"I64", at::kLong},
-    {"I32", at::kInt},
-    {"I16", at::kShort},
-    {"I8", at::kChar},
-    {"U64", at::kUInt64},
-    {"U32", at::kUInt32},
-    {"U16", at::kUInt16},
-    {"U8", at::kByte},
-    {"BOOL", at::kBool},
-    {"C64", at::kComplexFloat},
-    {"F8_E4M3", at::kFloat8_e4m3fn},
-    {"F8_E5M2", at::kFloat8_e5m2},
-    {"F8_E4M3FNUZ", at::kFloat8_e4m3fnuz},
-    {"F8_E5M2FNUZ", at::kFloat8_e5m2fnuz},
-    {"F8_E8M0", at::kFloat8_e8m0fnu},
-    {"F4", at::kFloat4_e2m1fn_x2},
-};
-
-const char* name_of(at::ScalarType dtype) {
-  for (const auto& known : kDtypes) {
-    if (known.dtype == dtype) return known.name;
-  }
-  return nullptr;
-}
-
-// LibTorch counts pairs of 4-bit numbers, the file the numbers.
-bool is_packed(at::ScalarType dtype) { return dtype == at::kFloat4_e2m1fn_x2; }
+constexpr const char* kPacked = "F4";
+constexpr const char* kPackedTorch = "float4_e2m1fn_x2";
 
 std::string quoted(const std::string& text) {
   try {
@@ -158,21 +123,21 @@ class Reader : public nlohmann::json_sax<nlohmann::json> {
   }
 
   void set_dtype(const std::string& text) {
-    for (const auto& known : kDtypes) {
-      if (text != known.name) continue;
-      entry_.dtype = known.dtype;
-      has_dtype_ = true;
-      return;
+    entry_.is_packed = text == kPacked;
+    const auto known = entry_.is_packed ? DType::kUInt8 : dtype_of_safetensors(text);
+    if (!known) {
+      refuse(
+          str(where(), " has the dtype ", text, "; known are ", SafetensorsHeader::known_dtypes()));
     }
-    refuse(
-        str(where(), " has the dtype ", text, "; known are ", SafetensorsHeader::known_dtypes()));
+    entry_.dtype = *known;
+    has_dtype_ = true;
   }
 
   void finish_entry() {
     const bool complete = has_dtype_ && entry_keys_.size() == 3 && offsets_.size() == 2;
     if (!complete) refuse(str(where(), " lacks a dtype, a shape or its two data_offsets"));
-    if (is_packed(entry_.dtype)) halve_last_dim();
-    uint64_t bytes = c10::elementSize(entry_.dtype);
+    if (entry_.is_packed) halve_last_dim();
+    uint64_t bytes = info(entry_.dtype).bytes;
     bool is_empty = false;
     for (const uint64_t size : shape_) {
       is_empty |= size == 0;
@@ -209,11 +174,13 @@ class Reader : public nlohmann::json_sax<nlohmann::json> {
 
 }  // namespace
 
-bool SafetensorsHeader::knows(at::ScalarType dtype) { return name_of(dtype) != nullptr; }
-
 std::string SafetensorsHeader::known_dtypes() {
   std::vector<std::string> names;
-  for (const auto& known : kDtypes) names.push_back(c10::getDtypeNames(known.dtype).first);
+  for (int i = 0; i <= static_cast<int>(DType::kFloat8E8M0FNU); ++i) {
+    const auto& known = info(static_cast<DType>(i));
+    if (!known.safetensors.empty()) names.emplace_back(known.torch_name);
+  }
+  names.emplace_back(kPackedTorch);
   return join(names);
 }
 
@@ -229,12 +196,13 @@ std::string SafetensorsHeader::to_json() const {
   }
   for (const auto& entry : entries) {
     auto shape = entry.sizes;
-    if (is_packed(entry.dtype) && !shape.empty()) shape.back() *= 2;
+    if (entry.is_packed && !shape.empty()) shape.back() *= 2;
+    const auto dtype = entry.is_packed ? kPacked : info(entry.dtype).safetensors;
     std::vector<std::string> sizes;
     for (const auto size : shape) sizes.push_back(std::to_string(size));
     if (json.size() > 1) json += ',';
-    json += str(quoted(entry.name), ":{\"dtype\":\"", name_of(entry.dtype), "\",\"shape\":[",
-                join(sizes, ","), "],\"data_offsets\":[", entry.begin, ",", entry.end, "]}");
+    json += str(quoted(entry.name), ":{\"dtype\":\"", dtype, "\",\"shape\":[", join(sizes, ","),
+                "],\"data_offsets\":[", entry.begin, ",", entry.end, "]}");
   }
   json += '}';
   json.append((8 - json.size() % 8) % 8, ' ');
@@ -246,7 +214,7 @@ std::string SafetensorsHeader::to_json() const {
   return json;
 }
 
-SafetensorsHeader SafetensorsHeader::parse(const std::string& json, uint64_t data_bytes) {
+SafetensorsHeader SafetensorsHeader::parse(std::string_view json, uint64_t data_bytes) {
   if (json.empty() || json[0] != '{') refuse("it does not begin with {");
   Reader reader;
   nlohmann::json::sax_parse(json, &reader);

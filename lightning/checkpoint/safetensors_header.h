@@ -1,20 +1,25 @@
-// The header of a safetensors file, as text and parsed. Trusts nothing that it reads.
+// The header of a safetensors file, as text and parsed. Trusts nothing that it reads, and needs no
+// LibTorch.
 #pragma once
-
-#include <c10/core/ScalarType.h>
 
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "lightning/checkpoint/dtype.h"
 
 namespace lightning {
 
 struct SafetensorsHeader {
   struct Entry {
     std::string name;
-    at::ScalarType dtype = at::kFloat;
-    std::vector<int64_t> sizes;  // as LibTorch counts them
+    DType dtype = DType::kFloat32;
+    // Two 4-bit numbers in each element, as LibTorch has them; `dtype` is then kUInt8. The file
+    // counts the numbers.
+    bool is_packed = false;
+    std::vector<int64_t> sizes;  // of elements
     uint64_t begin = 0;          // of the data; in the file's terms, from the end of the header
     uint64_t end = 0;
   };
@@ -30,10 +35,9 @@ struct SafetensorsHeader {
   // Errors: CheckpointError that says what is wrong, without the file's name.
   //
   //   data_bytes   how many bytes follow the header; the entries must cover them exactly
-  static SafetensorsHeader parse(const std::string& json, uint64_t data_bytes);
+  static SafetensorsHeader parse(std::string_view json, uint64_t data_bytes);
 
-  // Whether the format has the dtype.
-  static bool knows(at::ScalarType dtype);
+  // Those of the format, by torch's names.
   static std::string known_dtypes();
 };
 

@@ -8,7 +8,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "lightning/checkpoint/checkpoint_io.h"
+#include "lightning/checkpoint/checkpoint_file.h"
 #include "lightning/checkpoint/state.h"
 #include "lightning/cli/command_line.h"
 #include "lightning/cli/config_tree.h"
@@ -16,6 +16,7 @@
 #include "lightning/cli/save_config.h"
 #include "lightning/datamodule.h"
 #include "lightning/files.h"
+#include "lightning/hparams_state.h"
 #include "lightning/log.h"
 #include "lightning/logger.h"
 #include "lightning/module.h"
@@ -128,29 +129,6 @@ void add_part(std::vector<Place>& places, Json& defaults, const std::string& key
   Json values;
   write_fields(*entry.fields, entry.default_options().get(), values);
   add_group(places, defaults, key, str(fixed, ": ", entry.help), cli::places_of(entry), values);
-}
-
-Json to_json(const State& state) {
-  if (state.is<bool>()) return state.as_bool();
-  if (state.is<int64_t>()) return state.as_int();
-  if (state.is<std::string>()) return state.as_string();
-  if (state.is<State::List>() || state.is<State::Tuple>()) {
-    Json list = Json::array();
-    for (const State& item : state.as_list()) list.push_back(to_json(item));
-    return list;
-  }
-  if (state.is_dict()) {
-    Json map = Json::object();
-    for (const auto& [key, value] : state.as_dict()) {
-      const auto* name = std::get_if<std::string>(&key);
-      map[name != nullptr ? *name : std::to_string(std::get<int64_t>(key))] = to_json(value);
-    }
-    return map;
-  }
-  if (!state.is<double>()) return nullptr;
-  Json number;
-  Codec<double>::write(number, state.as_double());
-  return number;
 }
 
 // Asking for a registry makes its kind known to the options that hold such parts.
@@ -274,10 +252,10 @@ void LightningCLI::apply_checkpoint_hparams(const cli::Request& request) const {
   if (!ckpt.is_string()) return;
   const auto path = expand_path(ckpt.get<std::string>());
   if (!std::filesystem::exists(path)) return;  // "best", "last"; the trainer looks for others
-  const State checkpoint = default_checkpoint_io()->load(path);
+  const State checkpoint = read_checkpoint_file(path, /*verify=*/false);
   const State* saved = checkpoint.find("hyper_parameters");
   if (saved == nullptr || !saved->is_dict()) return;
-  Json hparams = to_json(*saved);
+  Json hparams = hparams_from_state(*saved);
   hparams.erase("_instantiator");
   const std::string chosen = hparams.value("_class_path", "");
   hparams.erase("_class_path");

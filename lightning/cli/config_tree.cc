@@ -209,7 +209,7 @@ class Applier {
     if (in.is_number()) return part(place, before, Json(number_text(in, path)), path);
     if (in.is_string()) {
       const auto text = in.get<std::string>();
-      if (is_file_name(text) && !place.parts->has(part_name(in))) {
+      if (is_file_name(text) && !place.registry_of(part_name(in)).has(part_name(in))) {
         const ConfigSource file = included(text);
         return Applier(file).part(place, before, *file.value, "");
       }
@@ -237,7 +237,7 @@ class Applier {
   Json merged(const Place& place, const Json& before, const std::string& name, const Json& args,
               const std::string& path) {
     // Words that no part registers are the Trainer's to judge: "gpu" for "cuda", 16 for "16-mixed".
-    if (!place.parts->has(name) && !is_class(name) && args.empty()) return name;
+    if (!place.registry_of(name).has(name) && !is_class(name) && args.empty()) return name;
     const auto places = places_of(entry(place, name, path));
     Json out = Json::object();
     const bool same = part_name(before) == name;
@@ -264,7 +264,7 @@ class Applier {
   const RegistryBase::Entry& entry(const Place& place, const std::string& name,
                                    const std::string& path) const {
     try {
-      return place.parts->entry(name);
+      return place.registry_of(name).entry(name);
     } catch (const MisconfigurationError& error) {
       refuse(path, str(ends_with(path, kArgs) ? above(path) : path, ": ", error.what()));
     }
@@ -276,9 +276,9 @@ class Applier {
     if (rest == kClass) return parts(place, value, *source_.value, whole, false);
     if (name.empty()) {
       const std::string key = whole.substr(0, whole.size() - rest.size() - 1);
-      refuse(whole, str(whole, " comes before a ", place.parts->kind(), " is named. Write --", key,
-                        place.is_list ? "+=" : "=",
-                        "NAME first. Known: ", join(place.parts->names()), "."));
+      refuse(whole,
+             str(whole, " comes before a ", place.parts->kind(), " is named. Write --", key,
+                 place.is_list ? "+=" : "=", "NAME first. Known: ", join(place.part_names()), "."));
     }
     Json args = args_of(chosen);
     if (rest == kArgs) {
@@ -342,9 +342,9 @@ void for_each_part(const std::vector<Place>& places, Json& values, const F& f) {
 // Parts of classes with all of their options.
 void complete(const Place& place, Json& value) {
   const std::string name = part_name(value);
-  if (name.empty() || !place.parts->has(name)) return;
+  if (name.empty() || !place.registry_of(name).has(name)) return;
   if (!is_class(name) && args_of(value).empty()) return;
-  const auto& entry = place.parts->entry(name);
+  const auto& entry = place.registry_of(name).entry(name);
   const auto options = entry.default_options();
   read_fields(*entry.fields, options.get(), args_of(value), name);
   Json args;
@@ -377,8 +377,8 @@ void prune(const std::vector<Place>& places, Json& values, const Json& defaults)
 
 void prune_part(const Place& place, Json& value) {
   const std::string name = part_name(value);
-  if (name.empty() || !place.parts->has(name) || !value.is_object()) return;
-  const auto& entry = place.parts->entry(name);
+  if (name.empty() || !place.registry_of(name).has(name) || !value.is_object()) return;
+  const auto& entry = place.registry_of(name).entry(name);
   Json& args = value[kArgs];
   const auto places = places_of(entry);
   prune(places, args, default_args(entry));
@@ -391,8 +391,8 @@ void collect_comments(const std::vector<Place>& places, const Json& values, cons
   if (!values.is_object()) return;
   const auto inside = [&out](const Place& place, const Json& value, const std::string& at) {
     const std::string name = part_name(value);
-    if (name.empty() || !place.parts->has(name)) return;
-    const auto& entry = place.parts->entry(name);
+    if (name.empty() || !place.registry_of(name).has(name)) return;
+    const auto& entry = place.registry_of(name).entry(name);
     if (value.is_object() && value.contains(kClass)) out[below(at, kClass)] = entry.help;
     collect_comments(places_of(entry), args_of(value), below(at, kArgs), out);
   };
@@ -411,21 +411,36 @@ void collect_comments(const std::vector<Place>& places, const Json& values, cons
   }
 }
 
-// The registry behind an option's type, as "callback" in "list of callback or null".
-const RegistryBase* parts_of_type(const std::string& type, bool& is_list) {
-  const RegistryBase* found = nullptr;
+// The registries behind an option's type, as "callback" in "list of callback or null".
+std::vector<const RegistryBase*> parts_of_type(const std::string& type, bool& is_list) {
+  std::vector<const RegistryBase*> found;
   for (std::string word : split(type, " or ")) {
     const bool list = starts_with(word, "list of ");
     if (list) word.erase(0, 8);
     const RegistryBase* parts = RegistryBase::of_kind(word);
     if (parts == nullptr) continue;
-    found = parts;
+    found.push_back(parts);
     is_list |= list;
   }
   return found;
 }
 
 }  // namespace
+
+const RegistryBase& Place::registry_of(const std::string& part) const {
+  for (const auto* registry : all_parts) {
+    if (registry->has(part)) return *registry;
+  }
+  return *parts;
+}
+
+std::vector<std::string> Place::part_names() const {
+  std::vector<std::string> names;
+  for (const auto* registry : all_parts) {
+    for (const auto& name : registry->names()) names.push_back(name);
+  }
+  return names;
+}
 
 std::string part_name(const Json& value) {
   const Json* named = &value;
@@ -459,7 +474,9 @@ std::vector<Place> places_of(const std::vector<Field>& fields, const Trial& tria
     if (field.fields != nullptr) {
       place.kind = Place::Kind::kGroup;
       place.places = places_of(*field.fields, place.check);
-    } else if ((place.parts = parts_of_type(field.type, place.is_list)) != nullptr) {
+    } else if (place.all_parts = parts_of_type(field.type, place.is_list);
+               !place.all_parts.empty()) {
+      place.parts = place.all_parts.front();
       place.kind = Place::Kind::kPart;
     } else {
       place.is_list = field.type.find("list of ") != std::string::npos;

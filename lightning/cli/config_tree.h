@@ -32,11 +32,16 @@ struct Place {
   Kind kind = Kind::kValue;
   std::vector<Place> places;
   const RegistryBase* parts = nullptr;
-  bool is_list = false;  // of parts
+  std::vector<const RegistryBase*> all_parts;  // where parts of several kinds may stand: plugins
+  bool is_list = false;                        // of parts
 
   // The value as the option writes it: 1 becomes 1.0 where numbers are meant.
   // Errors: MisconfigurationError that begins with `path`.
   std::function<Json(const Json& value, const std::string& path)> check;
+
+  // The registry that has the part, the first where none has; the names of all.
+  const RegistryBase& registry_of(const std::string& part) const;
+  std::vector<std::string> part_names() const;
 };
 
 // Reads a map of options, whose place is `path`, into a new object and gives all of its options.

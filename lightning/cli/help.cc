@@ -70,8 +70,8 @@ std::string describe(const Place& place, const Json* fallback) {
         fallback->is_string() ? fallback->get<std::string>() : fallback->dump();
     facts.push_back("default: " + (text.empty() ? "\"\"" : text));
   }
-  if (place.parts != nullptr && !place.parts->names().empty()) {
-    facts.push_back("known: " + join(place.parts->names()));
+  if (place.parts != nullptr && !place.part_names().empty()) {
+    facts.push_back("known: " + join(place.part_names()));
   }
   return facts.empty() ? place.help : place.help + " (" + join(facts) + ")";
 }
@@ -93,8 +93,8 @@ std::string option(const Place& place, const Json& values, const std::string& pr
   if (place.kind == Place::Kind::kGroup) return out + options(place.places, value, key);
   // A part that is chosen already shows its options.
   const std::string name = part_name(value);
-  if (place.kind == Place::Kind::kPart && value.is_object() && place.parts->has(name)) {
-    out += options(places_of(place.parts->entry(name)),
+  if (place.kind == Place::Kind::kPart && value.is_object() && place.registry_of(name).has(name)) {
+    out += options(places_of(place.registry_of(name).entry(name)),
                    value.contains("init_args") ? value.at("init_args") : none, key);
   }
   return out;
@@ -184,12 +184,12 @@ std::string part_help(const ConfigTree& tree, const std::string& key, const std:
     return out + options(place->places, values.at(at), key);
   }
   if (name.empty()) {
-    for (const auto& known : place->parts->names()) {
-      out += entry(known, place->parts->entry(known).help);
+    for (const auto& known : place->part_names()) {
+      out += entry(known, place->registry_of(known).entry(known).help);
     }
     return out.empty() ? str("No ", place->parts->kind(), " is linked into this program.\n") : out;
   }
-  const auto& found = place->parts->entry(part_name(name));
+  const auto& found = place->registry_of(part_name(name)).entry(part_name(name));
   Json values;
   write_fields(*found.fields, found.default_options().get(), values);
   const std::string listed = options(places_of(found), values, key);

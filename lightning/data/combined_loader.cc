@@ -125,7 +125,9 @@ void CombinedIterator::Impl::begin(int64_t first) {
     const bool cycles = mode == "max_size_cycle";
     const bool ended = first > 0 && size && (cycles ? first > *size : first >= *size);
     consumed[i] = ended;
-    if (!ended || cycles) iterators[i] = leaves[i]->iterate();
+    // One that is to go round begins its pass with the next item, as it would have without a pause.
+    const bool at_end = cycles && first > 0 && size && *size > 0 && first % *size == 0;
+    if ((!ended || cycles) && !at_end) iterators[i] = leaves[i]->iterate();
   }
 }
 
@@ -156,7 +158,7 @@ std::optional<CombinedIterator::Item> CombinedIterator::Impl::fetch_min_size() {
 std::optional<CombinedIterator::Item> CombinedIterator::Impl::fetch_max_size_cycle() {
   std::vector<Batch> parts;
   for (size_t i = 0; i < iterators.size(); ++i) {
-    auto part = iterators[i]->next();
+    auto part = iterators[i] ? iterators[i]->next() : std::nullopt;
     if (!part) {
       consumed[i] = true;
       if (std::all_of(consumed.begin(), consumed.end(), [](char c) { return c; })) {
@@ -219,7 +221,11 @@ CombinedIterator::CombinedIterator(std::unique_ptr<Impl> impl) : impl_(std::move
 CombinedIterator::~CombinedIterator() = default;
 
 std::optional<CombinedIterator::Item> CombinedIterator::next() {
-  if (!impl_->looked_ahead) impl_->ahead = impl_->fetch_next();
+  if (!impl_->looked_ahead) {
+    // Where the wait for one of several loaders is interrupted, none has given its batch.
+    if (impl_->leaves.size() > 1) *impl_->state_before = states_of(impl_->leaves);
+    impl_->ahead = impl_->fetch_next();
+  }
   impl_->looked_ahead = false;
   impl_->state_before->reset();
   if (impl_->ahead_error) std::rethrow_exception(std::exchange(impl_->ahead_error, nullptr));
@@ -372,6 +378,31 @@ void CombinedLoader::load_state_dict(const State& state) {
                               " that can take one. Use the loaders of the run that was saved."));
   }
   for (size_t i = 0; i < states.size(); ++i) stateful[i]->load_state_dict(states[i]);
+}
+
+State CombinedLoader::one_batch_earlier(State state) const {
+  const auto loaders = flattened();
+  if (!state.is<State::List>() || (mode_ == "sequential" && loaders.size() > 1)) return {};
+  State::List earlier;
+  auto saved = state.as_list().begin();
+  for (const auto& loader : loaders) {
+    if (!loader->is_stateful()) continue;
+    // Whether one that has ended gave the last item or had ended before it is not known.
+    const auto* ended = saved->find("finished");
+    if (mode_ == "max_size" && ended != nullptr && ended->as_bool()) return {};
+    earlier.push_back(loader->one_batch_earlier(*saved++));
+    if (earlier.back().is_none()) return {};
+  }
+  return earlier;
+}
+
+State CombinedLoader::after_pass(State state) const {
+  State::List after;
+  auto saved = state.as_list().begin();
+  for (const auto& loader : flattened()) {
+    if (loader->is_stateful()) after.push_back(loader->after_pass(*saved++));
+  }
+  return after;
 }
 
 void CombinedLoader::set_flattened(const std::vector<std::shared_ptr<Loader>>& loaders) {

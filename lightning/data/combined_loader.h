@@ -92,6 +92,9 @@ class CombinedLoader : public Loader {
   bool is_stateful() const override;
   State state_dict() const override;
   void load_state_dict(const State& state) override;
+  // None where a loader had started again or ended, and in sequential mode with several.
+  State one_batch_earlier(State state) const override;
+  State after_pass(State state) const override;
 
   const std::string& mode() const { return mode_; }
   const Loaders& loaders() const { return loaders_; }

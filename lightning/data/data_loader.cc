@@ -381,7 +381,11 @@ void DataLoader::load_state_dict(const State& state) {
   set_epoch(place->epoch);
   impl_->restored = nullptr;
   impl_->passes = place->passes;
-  if (place->finished) return skip_pass(*place);
+  if (place->finished) {
+    skip_pass(*place);
+    impl_->place = std::move(place);
+    return;
+  }
   const State& saved = state.at("batches_per_pass");
   const auto now = size();
   if (!saved.is_none() && now && saved.as_int() != *now) {
@@ -399,6 +403,19 @@ void DataLoader::load_state_dict(const State& state) {
   }
   --impl_->passes;  // the pass begins once more
   impl_->restored = std::move(place);
+}
+
+State DataLoader::one_batch_earlier(State state) const {
+  const int64_t batches = state.at("batches").as_int();
+  if (state.contains("workers") || batches == 0) return {};
+  state["batches"] = batches - 1;
+  state["finished"] = false;
+  return state;
+}
+
+State DataLoader::after_pass(State state) const {
+  state["finished"] = true;
+  return state;
 }
 
 // A sampler that counts its passes has the finished one behind it.

@@ -120,6 +120,8 @@ class DataLoader : public Loader {
   bool is_stateful() const override;
   State state_dict() const override;
   void load_state_dict(const State& state) override;
+  State one_batch_earlier(State state) const override;  // None for a stream
+  State after_pass(State state) const override;
 
   const DataLoaderOptions& options() const;
   const std::shared_ptr<Dataset>& dataset() const;               // null for a stream

@@ -62,6 +62,11 @@ class Loader {
   virtual bool is_stateful() const { return false; }
   virtual State state_dict() const { return {}; }
   virtual void load_state_dict(const State&) {}
+  // `state`, one of this loader's, as it was a batch earlier, for a batch that has to be done
+  // again; None where that cannot be told.
+  virtual State one_batch_earlier(State /*state*/) const { return {}; }
+  // `state` as if its pass were complete: the next one begins anew.
+  virtual State after_pass(State state) const { return state; }
 };
 
 // The loaders of one stage: none, one, a list, or a map; lists and maps nest. A `CombinedLoader`

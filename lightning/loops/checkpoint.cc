@@ -4,37 +4,15 @@
 #include <nlohmann/json.hpp>
 
 #include "lightning/errors.h"
+#include "lightning/hparams_state.h"
 #include "lightning/log.h"
 #include "lightning/version.h"
 
 namespace lightning {
 namespace {
 
-State state_of(const Json& json) {
-  switch (json.type()) {
-    case Json::value_t::boolean:
-      return json.get<bool>();
-    case Json::value_t::number_integer:
-    case Json::value_t::number_unsigned:
-      return json.get<int64_t>();
-    case Json::value_t::number_float:
-      return json.get<double>();
-    case Json::value_t::string:
-      return json.get<std::string>();
-    case Json::value_t::array: {
-      State::List items;
-      for (const auto& item : json) items.push_back(state_of(item));
-      return items;
-    }
-    case Json::value_t::object: {
-      auto dict = State::dict();
-      for (const auto& item : json.items()) dict[item.key()] = state_of(item.value());
-      return dict;
-    }
-    default:
-      return {};
-  }
-}
+// Beside Python's keys, which Python ignores.
+constexpr const char* kExactResume = "exact_resume";
 
 State loop_state(const BatchProgress& progress, bool with_last) {
   auto batches = progress.state_dict();
@@ -44,7 +22,7 @@ State loop_state(const BatchProgress& progress, bool with_last) {
 
 }  // namespace
 
-State dump_checkpoint(Run& run, const FitLoop* fit_loop, const EvaluationProgress& evaluation,
+State dump_checkpoint(Run& run, FitLoop* fit_loop, const EvaluationProgress& evaluation,
                       bool weights_only) {
   auto checkpoint = State::dict();
   checkpoint["epoch"] = run.current_epoch();
@@ -77,17 +55,21 @@ State dump_checkpoint(Run& run, const FitLoop* fit_loop, const EvaluationProgres
   }
   if (!run.module->hparams().empty()) {
     checkpoint["hparams_name"] = "kwargs";
-    checkpoint["hyper_parameters"] = state_of(run.module->hparams());
+    checkpoint["hyper_parameters"] = state_from_hparams(run.module->hparams());
   }
   if (run.datamodule != nullptr) {
     if (!run.datamodule->hparams().empty()) {
       checkpoint["datamodule_hparams_name"] = "kwargs";
-      checkpoint["datamodule_hyper_parameters"] = state_of(run.datamodule->hparams());
+      checkpoint["datamodule_hyper_parameters"] = state_from_hparams(run.datamodule->hparams());
     }
     run.call_datamodule(Hook::state_dict, [&](LightningDataModule& d) {
       auto state = d.state_dict();
       if (!state.empty()) checkpoint[class_name(typeid(d))] = std::move(state);
     });
+  }
+  if (!weights_only && fit_loop != nullptr) {
+    auto exact = fit_loop->exact_state();
+    if (!exact.is_none()) checkpoint[kExactResume] = std::move(exact);
   }
   if (!weights_only) {
     run.call_callbacks(Hook::on_save_checkpoint, [&](Callback& callback) {
@@ -99,14 +81,30 @@ State dump_checkpoint(Run& run, const FitLoop* fit_loop, const EvaluationProgres
   return checkpoint;
 }
 
+namespace {
+
+// Files of Lightning before 1.5 name a callback's state by its class alone.
+const State* state_of(const Callback& callback, const State& states) {
+  const auto* state = states.find(callback.state_key());
+  return state != nullptr ? state : states.find(class_name(typeid(callback)));
+}
+
+}  // namespace
+
 void restore_modules_and_callbacks(Run& run, State& checkpoint) {
   run.call_module(Hook::on_load_checkpoint,
                   [&](LightningModule& m) { m.on_load_checkpoint(checkpoint); });
+  if (!checkpoint.contains("state_dict")) {
+    throw CheckpointError(str("The checkpoint ", run.ckpt_path,
+                              " holds no \"state_dict\", so it is not one of a Trainer. `lightning "
+                              "checkpoint show` tells what is in it."));
+  }
   run.call_module(Hook::load_state_dict, [&](LightningModule& m) {
     run.strategy_->load_model_state(m, checkpoint.at("state_dict"), m.strict_loading());
   });
   if (run.datamodule != nullptr) {
-    if (const auto* state = checkpoint.find(class_name(typeid(*run.datamodule)))) {
+    const auto& datamodule = *run.datamodule;
+    if (const auto* state = checkpoint.find(class_name(typeid(datamodule)))) {
       run.call_datamodule(Hook::load_state_dict,
                           [&](LightningDataModule& d) { d.load_state_dict(*state); });
     }
@@ -114,13 +112,11 @@ void restore_modules_and_callbacks(Run& run, State& checkpoint) {
   const auto* states = checkpoint.find("callbacks");
   if (states == nullptr) return;
   std::vector<std::string> unknown;
-  for (const auto& [key, state] : states->as_dict()) {
-    static_cast<void>(state);
-    const auto* name = std::get_if<std::string>(&key);
-    const bool known =
-        name != nullptr && std::any_of(run.callbacks.begin(), run.callbacks.end(),
-                                       [&](const auto& c) { return c->state_key() == *name; });
-    if (!known && name != nullptr) unknown.push_back(*name);
+  for (const auto& item : states->as_dict()) {
+    const bool known = std::any_of(run.callbacks.begin(), run.callbacks.end(), [&](const auto& c) {
+      return state_of(*c, *states) == &item.second;
+    });
+    if (!known) unknown.push_back(to_string(item.first));
   }
   if (!unknown.empty()) {
     warn("The checkpoint holds state of callbacks that this Trainer does not have: " +
@@ -130,7 +126,7 @@ void restore_modules_and_callbacks(Run& run, State& checkpoint) {
     callback.on_load_checkpoint(run.trainer_ref(), *run.module, checkpoint);
   });
   run.call_callbacks(Hook::load_state_dict, [&](Callback& callback) {
-    if (const auto* state = states->find(callback.state_key())) callback.load_state_dict(*state);
+    if (const auto* state = state_of(callback, *states)) callback.load_state_dict(*state);
   });
 }
 
@@ -170,6 +166,7 @@ void restore_training_state(Run& run, FitLoop& fit_loop, const State& checkpoint
   for (size_t i = 0; i < run.schedulers.size(); ++i) {
     run.schedulers[i].scheduler->load_state_dict(schedulers->as_list()[i]);
   }
+  if (const auto* exact = checkpoint.find(kExactResume)) fit_loop.load_exact_state(*exact);
 }
 
 }  // namespace lightning

@@ -14,7 +14,7 @@ struct EvaluationProgress {
 };
 
 // Everything a resumed run needs; with `weights_only` no callbacks, optimizers and schedules.
-State dump_checkpoint(Run& run, const FitLoop* fit_loop, const EvaluationProgress& evaluation,
+State dump_checkpoint(Run& run, FitLoop* fit_loop, const EvaluationProgress& evaluation,
                       bool weights_only);
 
 // The module's weights, the data module and the callbacks, with their hooks.

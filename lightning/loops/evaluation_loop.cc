@@ -4,11 +4,13 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "lightning/errors.h"
 #include "lightning/loops/interrupt.h"
 #include "lightning/overrides.h"
 #include "lightning/step/entry.h"
+#include "lightning/step/has_step.h"
 
 namespace lightning {
 
@@ -65,14 +67,7 @@ bool EvaluationLoop::enabled() const {
   if (is_zero(limit_of(run_.settings, stage_))) return false;
   // Fit does without validation; a call of validate or test without data is an error later.
   if (run_.fitting() && !has_loaders(run_, stage_)) return false;
-  using Two = StepOutput (LightningModule::*)(const Batch&, int64_t);
-  using Three = StepOutput (LightningModule::*)(const Batch&, int64_t, int64_t);
-  const auto& module = *run_.module;
-  return stage_ == LoaderStage::kTest
-             ? is_overridden(module, static_cast<Two>(&LightningModule::test_step)) ||
-                   is_overridden(module, static_cast<Three>(&LightningModule::test_step))
-             : is_overridden(module, static_cast<Two>(&LightningModule::validation_step)) ||
-                   is_overridden(module, static_cast<Three>(&LightningModule::validation_step));
+  return has_step(*run_.module, stage_ == LoaderStage::kTest ? Stage::kTest : Stage::kValidate);
 }
 
 void EvaluationLoop::setup_data() {
@@ -81,14 +76,37 @@ void EvaluationLoop::setup_data() {
   const bool reload = every > 0 && (!loaded_in_epoch_ || epoch - *loaded_in_epoch_ >= every);
   if (data_ && run_.fitting() && !reload) return;
   if (!enabled()) return;
-  const bool validates_now = run_.settings.check_val_every_n_epoch == 0 ||
-                             (epoch + 1) % run_.settings.check_val_every_n_epoch == 0;
+  const bool validates_now = run_.settings.validates_in(epoch);
   // Loaders made for the sanity check serve the first validation, where that is in this epoch.
   if (run_.fitting() && (!run_.sanity_checking() || validates_now)) loaded_in_epoch_ = epoch;
   data_ = setup_stage(run_, stage_);
   (stage_ == LoaderStage::kTest ? run_.num_test_batches : run_.num_val_batches) =
       data_->num_batches;
   seen_.clear();
+  if (!restored_.is_none()) load_state_dict(std::exchange(restored_, State()));
+}
+
+State EvaluationLoop::state_dict() const {
+  auto seen = State::dict();
+  for (const auto& [loader, batches] : seen_) seen[loader] = batches;
+  auto state = State::dict({{"batches_seen", std::move(seen)}, {"loader_positions", State()}});
+  if (data_ && data_->loader->is_stateful()) {
+    state["loader_positions"] = data_->loader->after_pass(data_->loader->state_dict());
+  }
+  return state;
+}
+
+void EvaluationLoop::load_state_dict(const State& state) {
+  if (!data_) {
+    restored_ = state;
+    return;
+  }
+  seen_.clear();
+  for (const auto& [loader, batches] : state.at("batches_seen").as_dict()) {
+    if (const auto* index = std::get_if<int64_t>(&loader)) seen_[*index] = batches.as_int();
+  }
+  const auto& positions = state.at("loader_positions");
+  if (!positions.is_none()) data_->loader->load_state_dict(positions);
 }
 
 const std::vector<std::optional<int64_t>>& EvaluationLoop::num_batches() const {
@@ -145,7 +163,7 @@ std::vector<ResultCollection::Values> EvaluationLoop::run() {
     if (item->dataloader_idx != loader_before) store_outputs();
     loader_before = item->dataloader_idx;
     progress_.is_last_batch = iterator->done();
-    step(*iterator, std::move(*item));
+    step(std::move(*item));
   }
   store_outputs();
   auto outputs = end();
@@ -173,7 +191,7 @@ void EvaluationLoop::begin() {
   results_.set_dataloader_idx(std::nullopt);
 }
 
-void EvaluationLoop::step(CombinedIterator& /*iterator*/, CombinedIterator::Item item) {
+void EvaluationLoop::step(CombinedIterator::Item item) {
   const auto& h = hooks();
   const int64_t loader = item.dataloader_idx;
   const int64_t index = indexed() ? loader : 0;
@@ -226,7 +244,7 @@ std::vector<ResultCollection::Values> EvaluationLoop::end() {
   for (auto& output : outputs) put(output, at_end);
   run_.log_eval_end_metrics(all);
 
-  run_.call(h.end_hook, h.end, h.module_end);
+  run_.call_then_save(h.end_hook, FitPlace::kValidationEnd, h.end, h.module_end);
   run_.strategy_->on_evaluation_end();
   run_.reset_results();
   return outputs;

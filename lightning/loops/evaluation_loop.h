@@ -37,6 +37,9 @@ class EvaluationLoop {
   void count_as_done();
   bool has_run() const { return has_run_; }
   void reset_progress() { progress_ = BatchProgress(); }
+  // What a run that goes on in another process needs beside the progress.
+  State state_dict() const;
+  void load_state_dict(const State& state);
   void set_restarting(bool restarting) { restarting_ = restarting; }
   void teardown();
   std::shared_ptr<CombinedLoader> loader() const { return data_ ? data_->loader : nullptr; }
@@ -47,7 +50,7 @@ class EvaluationLoop {
   bool enabled() const;
   std::vector<std::optional<int64_t>> batches_now() const;
   void begin();
-  void step(CombinedIterator& iterator, CombinedIterator::Item item);
+  void step(CombinedIterator::Item item);
   std::vector<ResultCollection::Values> end();
   void store_outputs();
   bool indexed() const;  // hooks get a dataloader_idx
@@ -63,6 +66,7 @@ class EvaluationLoop {
   std::optional<int64_t> loaded_in_epoch_;
   std::unordered_map<int64_t, int64_t> seen_;  // batches of each loader, for the loggers' x-axis
   std::vector<ResultCollection::Values> outputs_;
+  State restored_;  // to load once the loaders are there
 };
 
 // The train or eval mode of every submodule, to come back to.

@@ -5,21 +5,16 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "lightning/errors.h"
 #include "lightning/log.h"
 #include "lightning/loops/interrupt.h"
 #include "lightning/loops/optimization.h"
-#include "lightning/overrides.h"
+#include "lightning/seed.h"
+#include "lightning/step/has_step.h"
 
 namespace lightning {
-namespace {
-
-// Python keeps states of its own loaders under "combined_loader" and refuses another number of
-// them.
-constexpr const char* kLoaderPositions = "loader_positions";
-
-}  // namespace
 
 FitLoop::FitLoop(Run& run)
     : run_(run), val_loop_(run, LoaderStage::kVal, run.fit.val_batch, /*inference_mode=*/false) {}
@@ -27,12 +22,8 @@ FitLoop::FitLoop(Run& run)
 // ---- What there is to do ------------------------------------------------------------------------
 
 bool FitLoop::enable_validation() const {
-  using Two = StepOutput (LightningModule::*)(const Batch&, int64_t);
-  using Three = StepOutput (LightningModule::*)(const Batch&, int64_t, int64_t);
-  const auto& module = *run_.module;
-  const bool step = is_overridden(module, static_cast<Two>(&LightningModule::validation_step)) ||
-                    is_overridden(module, static_cast<Three>(&LightningModule::validation_step));
-  return step && has_loaders(run_, LoaderStage::kVal) && !is_zero(run_.settings.limit_val_batches);
+  return has_step(*run_.module, Stage::kValidate) && has_loaders(run_, LoaderStage::kVal) &&
+         !is_zero(run_.settings.limit_val_batches);
 }
 
 bool FitLoop::done() {
@@ -42,7 +33,7 @@ bool FitLoop::done() {
     info("`Trainer.fit` stopped: No training batches.");
     return true;
   }
-  if (settings.max_steps != -1 && run_.global_step() >= settings.max_steps) {
+  if (run_.max_steps_reached()) {
     info(str("`Trainer.fit` stopped: `max_steps=", settings.max_steps, "` reached."));
     return true;
   }
@@ -55,8 +46,7 @@ bool FitLoop::done() {
 }
 
 bool FitLoop::validates_this_epoch() const {
-  const int64_t every = run_.settings.check_val_every_n_epoch;
-  return enable_validation() && (every == 0 || (run_.current_epoch() + 1) % every == 0);
+  return enable_validation() && run_.settings.validates_in(run_.current_epoch());
 }
 
 bool FitLoop::validation_due() const {
@@ -108,8 +98,23 @@ void FitLoop::setup_data() {
 
 // The loaders may have been asked for before the checkpoint was read, to learn their length.
 void FitLoop::restore_loader_positions() {
-  if (restarting_ && !loader_states_.is_none()) data_->loader->load_state_dict(loader_states_);
-  loader_states_ = State();
+  const State states = std::exchange(loader_states_, State());
+  if (states.is_none()) return;
+  if (resumes_in_epoch()) data_->loader->set_epoch(run_.fit.epoch.current.processed);
+  if (states.empty()) return;
+  const bool goes_on = resumes_in_epoch() && !run_.num_ready_batches_reached();
+  if (restarting_ || goes_on) {
+    data_->loader->load_state_dict(states);
+  } else if (resumes()) {
+    try {
+      data_->loader->load_state_dict(data_->loader->after_pass(states));
+    } catch (const CheckpointError& error) {
+      warn(
+          str("The training data are not those of the run that was saved, so their order begins "
+              "anew: ",
+              error.what()));
+    }
+  }
 }
 
 void FitLoop::check_val_interval() {
@@ -143,7 +148,9 @@ void FitLoop::check_val_interval() {
 
 void FitLoop::run_sanity_check() {
   if (!enable_validation() || run_.settings.num_sanity_val_steps == 0 || restarting_) return;
+  if (resumes_in_epoch()) return;
   const auto stage = run_.stage;
+  const auto progress = run_.fit.val_batch;
   run_.stage = RunningStage::kSanityChecking;
   run_.reset_results();
   run_.reset_metrics();
@@ -157,16 +164,29 @@ void FitLoop::run_sanity_check() {
   run_.reset_results();
   run_.reset_metrics();
   val_loop_.reset_progress();
+  if (resumes()) run_.fit.val_batch = progress;
   run_.stage = stage;
 }
 
 void FitLoop::run() {
   run_.set_results(&results_);
   setup_data();
-  if (done() || is_zero(run_.settings.limit_train_batches)) return;
-  find_restart();
+  flags_at_start_ = flags();
+  const bool between_epochs = resumes() && !resumes_in_epoch();
+  if (between_epochs) resume_between_epochs();
+  if (!resumes_in_epoch() && done()) return;
+  if (is_zero(run_.settings.limit_train_batches)) return;
+  if (!resumes() && !between_epochs) find_restart();
+  const auto generators = generator_states();
+  const auto flags_at_boundary = flags();
   start_run();
-  while (!done()) {
+  if (between_epochs) {  // on_train_start was before that epoch
+    set_flags(flags_at_boundary);
+    run_.reset_results();
+    load_generator_states(generators);
+  }
+  if (!resumes()) run_.fit.place = FitPlace::kEpochBoundary;
+  while (resumes_in_epoch() || !done()) {
     start_epoch();
     run_epoch();
     end_epoch();
@@ -176,6 +196,7 @@ void FitLoop::run() {
   restarting_ = false;
   run_.call(Hook::on_train_end, &Callback::on_train_end, &LightningModule::on_train_end);
   run_.strategy_->on_train_end();
+  flags_at_end_ = flags();
 }
 
 // Where a checkpoint was written decides what is left to do; see the reference's section 1.11.
@@ -235,6 +256,7 @@ void FitLoop::start_run() {
 
 void FitLoop::start_epoch() {
   setup_data();
+  if (resumes_in_epoch()) return;
   data_->loader->set_epoch(run_.fit.epoch.current.processed);
   if (epoch_restart_ == EpochRestart::kMidEpoch || epoch_restart_ == EpochRestart::kOnEpochEnd) {
     return;
@@ -256,7 +278,13 @@ void FitLoop::end_epoch() {
   };
   callbacks(false);
   run_.call_module(Hook::on_train_epoch_end, [](LightningModule& m) { m.on_train_epoch_end(); });
+  run_.fit.place = FitPlace::kEpochEnd;
   callbacks(true);
+  finish_epoch();
+  handle_signals();
+}
+
+void FitLoop::finish_epoch() {
   run_.on_epoch_end();
   if (!restarting_ && run_.num_ready_batches_reached()) step_schedulers("epoch", /*plateau=*/true);
 
@@ -265,7 +293,7 @@ void FitLoop::end_epoch() {
   run_.update_train_epoch_metrics();
   ++run_.fit.batches_that_stepped;
   run_.fit.epoch.completed();
-  raise_if_interrupted();
+  run_.fit.place = FitPlace::kEpochBoundary;
 }
 
 // ---- The batches of an epoch --------------------------------------------------------------------
@@ -291,12 +319,11 @@ void FitLoop::reset_epoch() {
     fit.batch.reset_on_restart();
     fit.scheduler.reset_on_restart();
     fit.optimizer.reset_on_restart();
-    const bool mid_epoch = fit.batch.current.ready > 0;
-    if (mid_epoch && !data_->loader->is_stateful()) {
+    if (fit.batch.current.ready > 0) {
       warn(
-          "The run resumes in the middle of an epoch, but the training loader keeps no position: "
-          "it begins again with its first sample. Use a DataLoader, or a checkpoint from an "
-          "epoch's end.");
+          "The run resumes in the middle of an epoch, but the checkpoint holds no position in the "
+          "training data: they begin again with their first sample. Use a checkpoint from an "
+          "epoch's end, or one that this framework saved with a DataLoader.");
     }
   } else {
     fit.batch.reset_on_run();
@@ -308,9 +335,8 @@ void FitLoop::reset_epoch() {
 
 bool FitLoop::epoch_done() {
   const auto& settings = run_.settings;
-  const bool steps = settings.max_steps != -1 && run_.global_step() >= settings.max_steps;
   const bool validated = !batch_restarting_ || val_loop_.has_run();
-  if ((steps || run_.num_ready_batches_reached()) && validated) return true;
+  if ((run_.max_steps_reached() || run_.num_ready_batches_reached()) && validated) return true;
   if (!run_.should_stop) return false;
   if (run_.can_stop_early()) return true;
   warn_once(str("The run was told to stop, but min_epochs=", settings.min_epochs,
@@ -323,9 +349,17 @@ void FitLoop::run_epoch() {
   run_.profile([] { return std::string("run_training_epoch"); },
                [&] {
                  const at::AutoGradMode with_gradients(true);
-                 reset_epoch();
-                 if (epoch_done()) return;
-                 iterator_ = data_->loader->iterate_items(run_.fit.batch.current.ready);
+                 const bool in_epoch = resumes_in_epoch();
+                 if (!in_epoch) reset_epoch();
+                 if (!in_epoch && epoch_done()) return;
+                 if (!run_.num_ready_batches_reached()) {
+                   iterator_ = data_->loader->iterate_items(run_.fit.batch.current.ready);
+                 }
+                 if (in_epoch) {
+                   resume_epoch();
+                 } else {
+                   run_.fit.place = FitPlace::kBatchBoundary;  // the order of the epoch is drawn
+                 }
                  while (!epoch_done()) {
                    const bool go_on = restart_without_batch() || run_batch();
                    if (go_on) after_batch();
@@ -363,6 +397,7 @@ bool FitLoop::run_batch() {
     fit.batch.is_last_batch = true;
     return false;
   }
+  fit.place = FitPlace::kInBatch;
   const int64_t batch_idx = fit.batch.current.ready;
   fit.batch.is_last_batch = iterator_->done();
   const Batch batch = run_.to_device(std::move(item->batch), 0);
@@ -395,41 +430,59 @@ bool FitLoop::run_batch() {
     }
   }
   fit.batch.processed();
+  fit.place = FitPlace::kBatchEnd;
   step_schedulers("step", /*plateau=*/false);
   if (run_.num_ready_batches_reached()) step_schedulers("epoch", /*plateau=*/false);
-  if (skip_rest) return false;
+  if (skip_rest) {
+    fit.place = FitPlace::kBatchBoundary;
+    return false;
+  }
 
-  run_.call(Hook::on_train_batch_end, &Callback::on_train_batch_end,
-            &LightningModule::on_train_batch_end, output, batch, batch_idx);
-  run_.on_batch_end();
-  fit.batch.completed();
-  run_.update_train_step_metrics();
-  run_.strategy_->on_step_end();
+  run_.call_then_save(Hook::on_train_batch_end, FitPlace::kBatchEnd, &Callback::on_train_batch_end,
+                      &LightningModule::on_train_batch_end, output, batch, batch_idx);
+  finish_batch();
   return true;
 }
 
+void FitLoop::finish_batch() {
+  auto& batch = run_.fit.batch;
+  run_.on_batch_end();
+  if (batch.current.completed < batch.current.processed) batch.completed();
+  run_.update_train_step_metrics();
+  run_.strategy_->on_step_end();
+}
+
 void FitLoop::after_batch() {
-  const bool validate = validation_due() && !skip_validation_;
-  skip_validation_ = false;
-  if (validate) {
-    const int place = run_.save_batch_place();
-    run_.stage = RunningStage::kValidating;
-    if (!run_.should_accumulate()) {
-      run_.call_module(Hook::on_validation_model_zero_grad,
-                       [](LightningModule& m) { m.on_validation_model_zero_grad(); });
-    }
-    val_loop_.run();
-    run_.stage = RunningStage::kTraining;
-    run_.restore_batch_place(place);
+  const bool due = validation_due() && !std::exchange(skip_validation_, false);
+  if (due) validate();
+  finish_validation();
+}
+
+void FitLoop::validate() {
+  place_in_batches_ = run_.save_batch_place();
+  generators_before_validation_ = generator_states();
+  flags_before_validation_ = flags();
+  val_loop_before_validation_ = val_loop_.state_dict();
+  run_.fit.place = FitPlace::kBeforeValidation;
+  run_.stage = RunningStage::kValidating;
+  if (!run_.should_accumulate()) {
+    run_.call_module(Hook::on_validation_model_zero_grad,
+                     [](LightningModule& m) { m.on_validation_model_zero_grad(); });
   }
+  val_loop_.run();
+  run_.stage = RunningStage::kTraining;
+  run_.restore_batch_place(place_in_batches_);
+}
+
+void FitLoop::finish_validation() {
   step_schedulers("step", /*plateau=*/true);
   if (!run_.should_accumulate()) ++run_.fit.batches_that_stepped;
   if (run_.should_stop) {
     for (const auto& logger : run_.loggers_) logger->save();
   }
-  const auto& settings = run_.settings;
-  const bool steps = settings.max_steps != -1 && run_.global_step() >= settings.max_steps;
-  if (!steps && !run_.num_ready_batches_reached()) raise_if_interrupted();
+  run_.fit.place = FitPlace::kBatchBoundary;
+  run_.strategy_->checkpoint_io().check();
+  if (!run_.max_steps_reached() && !run_.num_ready_batches_reached()) handle_signals();
 }
 
 void FitLoop::step_schedulers(const std::string& interval, bool plateau) {
@@ -466,56 +519,6 @@ void FitLoop::teardown() {
   iterator_.reset();
   val_loop_.teardown();
   if (run_.results() == &results_) run_.set_results(nullptr);
-}
-
-// ---- State --------------------------------------------------------------------------------------
-
-State FitLoop::state_dict() const {
-  const auto& fit = run_.fit;
-  auto state = State::dict();
-  state["state_dict"] = State::dict();
-  if (data_ && data_->loader->is_stateful()) {
-    state["state_dict"][kLoaderPositions] = data_->loader->state_dict();
-  }
-  state["epoch_loop.state_dict"] =
-      State::dict({{"_batches_that_stepped", fit.batches_that_stepped}});
-  state["epoch_loop.batch_progress"] = fit.batch.state_dict();
-  state["epoch_loop.scheduler_progress"] = fit.scheduler.state_dict();
-  state["epoch_loop.automatic_optimization.state_dict"] = State::dict();
-  state["epoch_loop.automatic_optimization.optim_progress"] = fit.optimizer.state_dict();
-  state["epoch_loop.manual_optimization.state_dict"] = State::dict();
-  state["epoch_loop.manual_optimization.optim_step_progress"] = fit.manual_step.state_dict();
-  state["epoch_loop.val_loop.state_dict"] = State::dict();
-  state["epoch_loop.val_loop.batch_progress"] = fit.val_batch.state_dict();
-  state["epoch_progress"] = fit.epoch.state_dict();
-  return state;
-}
-
-void FitLoop::load_state_dict(const State& state) {
-  auto& fit = run_.fit;
-  const auto load = [&](const char* key, auto& progress) {
-    if (const auto* found = state.find(key)) progress.load_state_dict(*found);
-  };
-  load("epoch_loop.batch_progress", fit.batch);
-  load("epoch_loop.scheduler_progress", fit.scheduler);
-  load("epoch_loop.automatic_optimization.optim_progress", fit.optimizer);
-  load("epoch_loop.manual_optimization.optim_step_progress", fit.manual_step);
-  load("epoch_loop.val_loop.batch_progress", fit.val_batch);
-  load("epoch_progress", fit.epoch);
-  if (const auto* own = state.find("epoch_loop.state_dict")) {
-    if (const auto* stepped = own->find("_batches_that_stepped")) {
-      fit.batches_that_stepped = stepped->as_int();
-    }
-  }
-  if (const auto* own = state.find("state_dict")) {
-    if (const auto* loaders = own->find(kLoaderPositions)) loader_states_ = *loaders;
-  }
-  const auto& epoch = fit.epoch.current;
-  restarting_ = epoch.ready != epoch.processed || epoch.started != epoch.processed ||
-                run_.settings.max_steps != -1;
-  batch_restarting_ = restarting_;
-  val_loop_.set_restarting(restarting_);
-  loaded_ = true;
 }
 
 }  // namespace lightning

@@ -2,8 +2,12 @@
 // Source: Lightning 2.6, `_FitLoop`, `_TrainingEpochLoop`; the reference's sections 1.5 and 11.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "lightning/loops/data_setup.h"
 #include "lightning/loops/evaluation_loop.h"
@@ -33,6 +37,12 @@ class FitLoop {
   State state_dict() const;
   void load_state_dict(const State& state);
 
+  // What Python's keys leave out of a run, so that another process goes on from its place bit for
+  // bit: generators, gradients, logged values, modes. None before the first epoch.
+  State exact_state();
+  // Takes effect in run(), which begins at that place. After load_state_dict().
+  void load_exact_state(const State& state);
+
  private:
   // What a resumed run still has to do of the epoch or of the batch it was saved in.
   enum class EpochRestart { kNone, kOnEpochStart, kMidEpoch, kOnEpochEnd, kResumedOnEpochEnd };
@@ -46,15 +56,34 @@ class FitLoop {
   void start_run();
   void start_epoch();
   void end_epoch();
+  void finish_epoch();  // behind the hooks of its end
   void run_epoch();
   void reset_epoch();
   // False when the epoch ends early (the module's on_train_batch_start returned -1).
   bool run_batch();
   bool restart_without_batch();
+  void finish_batch();  // behind the hooks of its end
   void after_batch();
+  void validate();
+  void finish_validation();  // or its absence: what closes a batch
   bool epoch_done();
   void step_schedulers(const std::string& interval, bool plateau);
   void check_val_interval();
+
+  bool resumes() const { return !exact_.is_none(); }
+  bool resumes_in_epoch() const;
+  const State& rank_state() const;  // of exact_, that of this process
+  void rewind_counts();
+  void restore_exact_state();
+  void resume_epoch();
+  void resume_between_epochs();
+
+  // Of each submodule whether it is in training mode, of each parameter whether it takes gradients.
+  struct Flags {
+    std::map<std::string, bool> training, requires_grad;
+  };
+  Flags flags() const;
+  void set_flags(const Flags& flags);
 
   Run& run_;
   EvaluationLoop val_loop_;
@@ -63,6 +92,15 @@ class FitLoop {
   std::unique_ptr<CombinedIterator> iterator_;
   std::optional<int64_t> loaded_in_epoch_;
   State loader_states_;  // to load once the loaders are there
+  State exact_;          // of the run that goes on here, until it does
+
+  // As they were when the validation that runs began.
+  int place_in_batches_ = 0;
+  std::vector<std::pair<std::string, at::Tensor>> generators_before_validation_;
+  Flags flags_before_validation_;
+  State val_loop_before_validation_;
+
+  Flags flags_at_start_, flags_at_end_;  // of run()
 
   bool restarting_ = false;        // in an epoch that was not finished
   bool batch_restarting_ = false;  // until the first batch after the restart

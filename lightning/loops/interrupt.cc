@@ -4,6 +4,8 @@
 
 #include <atomic>
 #include <csignal>
+#include <thread>
+#include <utility>
 
 #include "lightning/data/loader.h"
 #include "lightning/errors.h"
@@ -14,7 +16,16 @@ namespace {
 std::atomic<bool> scope_active{false};
 std::atomic<int> interrupts{0};
 std::atomic<bool> sigterm{false};
-struct sigaction previous_int, previous_term;
+std::atomic<bool> preempted{false};
+// SIGTERM is told to `preemption` rather than raised.
+std::atomic<bool> bypasses_sigterm{false};
+struct sigaction previous_int, previous_term, previous_preemption;
+
+// Of the active scope, and its thread's; `inner_scopes` are those made inside it.
+std::optional<PreemptionSignal> preemption;
+bool takes_preemption = false;
+std::atomic<std::thread::id> owner;
+int inner_scopes = 0;
 
 // 128 + SIGINT, as a shell reports a program that Ctrl-C ended.
 constexpr int kInterruptedStatus = 130;
@@ -31,35 +42,72 @@ void on_terminate(int signal) {
   }
 }
 
-}  // namespace
+void on_preemption(int) { preempted = true; }
 
-SignalScope::SignalScope() : active_(!scope_active.exchange(true)) {
-  if (!active_) return;
-  interrupts = 0;
-  sigterm = false;
+void take(int signal, void (*handler)(int), struct sigaction* previous) {
   struct sigaction action {};
   sigemptyset(&action.sa_mask);
   action.sa_flags = SA_RESTART;
-  action.sa_handler = on_interrupt;
-  sigaction(SIGINT, &action, &previous_int);
-  action.sa_handler = on_terminate;
-  sigaction(SIGTERM, &action, &previous_term);
+  action.sa_handler = handler;
+  sigaction(signal, &action, previous);
+}
+
+}  // namespace
+
+SignalScope::SignalScope(std::optional<PreemptionSignal> asked)
+    : active_(!scope_active.exchange(true)) {
+  if (!active_) {
+    inner_ = std::this_thread::get_id() == owner.load();
+    inner_scopes += inner_ ? 1 : 0;
+    return;
+  }
+  interrupts = 0;
+  sigterm = false;
+  preempted = false;
+  owner = std::this_thread::get_id();
+  preemption = std::move(asked);
+  bypasses_sigterm = preemption.has_value();
+  take(SIGINT, on_interrupt, &previous_int);
+  take(SIGTERM, on_terminate, &previous_term);
+  takes_preemption = false;
+  if (preemption) {
+    sigaction(preemption->number, nullptr, &previous_preemption);
+    takes_preemption = (previous_preemption.sa_flags & SA_SIGINFO) == 0 &&
+                       previous_preemption.sa_handler == SIG_DFL;
+    if (takes_preemption) take(preemption->number, on_preemption, nullptr);
+  }
   set_wait_check(&raise_if_interrupted);  // waiting for a slow data loader ends too
 }
 
 SignalScope::~SignalScope() {
-  if (!active_) return;
+  if (!active_) {
+    inner_scopes -= inner_ ? 1 : 0;
+    return;
+  }
   set_wait_check(nullptr);
   sigaction(SIGINT, &previous_int, nullptr);
   sigaction(SIGTERM, &previous_term, nullptr);
+  if (takes_preemption) sigaction(preemption->number, &previous_preemption, nullptr);
+  preemption.reset();
+  bypasses_sigterm = false;
+  owner = std::thread::id();
   scope_active = false;
 }
 
 bool received_sigterm() { return sigterm; }
 
+void handle_signals() {
+  // A run inside a run, or beside it, is not what the batch system speaks of.
+  if (bypasses_sigterm && std::this_thread::get_id() == owner.load() && inner_scopes == 0) {
+    const bool terminate = sigterm.exchange(false);
+    preemption->at_boundary(preempted.exchange(false), terminate);
+  }
+  raise_if_interrupted();
+}
+
 void raise_if_interrupted() {
   if (interrupts.load(std::memory_order_relaxed) > 0) throw KeyboardInterrupt();
-  if (sigterm.load(std::memory_order_relaxed)) throw SIGTERMException();
+  if (sigterm.load(std::memory_order_relaxed) && !bypasses_sigterm) throw SIGTERMException();
 }
 
 }  // namespace lightning

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "lightning/errors.h"
 #include "lightning/log.h"
@@ -104,12 +105,21 @@ ResultCollection::Entry& ResultCollection::entry_for(Hook hook, const std::strin
     auto& entry = entries_[(next_ + i) % entries_.size()];
     const bool same_loader = index_of(entry.options, entry.dataloader_idx) == index;
     if (entry.hook != hook || !same_loader || entry.name != name) continue;
-    if (!same_options(entry.options, options)) {
+    if (entry.restored && !same_options(entry.options, options)) {
+      warn(str("log(\"", name,
+               "\") has other options than in the run that was saved: its value over "
+               "the epoch begins anew."));
+      entry.total = entry.computed = Scalar();
+      entry.all.clear();
+      entry.has_value = false;
+      entry.metric_state = nullptr;
+    } else if (!same_options(entry.options, options)) {
       throw MisconfigurationError(str("log(\"", name, "\") was called twice in ", to_string(hook),
                                       " with different options. Use the same options, or another "
                                       "name."));
     }
     next_ = (next_ + i + 1) % entries_.size();
+    if (entry.restored) reconnect(entry, value, options);
     return entry;
   }
   const auto* reduction = reduction_name(options);
@@ -222,6 +232,9 @@ void ResultCollection::log(Hook hook, const std::string& name, const LogValue& v
 
 Scalar ResultCollection::computed(Entry& entry) {
   if (entry.computed.defined()) return entry.computed;
+  // What needs its object has no value before that was logged again.
+  const bool of_object = entry.of_metric || reduction_name(entry.options) == nullptr;
+  if (entry.restored && of_object) return {};
   if (entry.metric != nullptr) {
     const bool synced = collectives_ != nullptr && collectives_->world_size() > 1;
     entry.computed =
@@ -282,6 +295,140 @@ ResultCollection::Metrics ResultCollection::metrics(bool on_step) {
   return metrics;
 }
 
+// A resumed run logs this for the first time: from here on it has the objects that no file holds.
+void ResultCollection::reconnect(Entry& entry, const LogValue& value, const LogOptions& options) {
+  entry.restored = false;
+  entry.options = options;
+  entry.metric = value.metric();
+  if (entry.metric != nullptr && entry.metric_state != nullptr && !entry.metric_state->is_none()) {
+    entry.metric->join_state_dict(std::exchange(*entry.metric_state, State()));
+  }
+  entry.metric_state = nullptr;
+}
+
+namespace {
+
+State save(const Scalar& scalar) {
+  if (!scalar.defined()) return {};
+  return State::dict({{"value", scalar.tensor()}, {"on_host", scalar.on_host()}});
+}
+
+Scalar load(const State& state) {
+  if (state.is_none()) return {};
+  const auto& tensor = state.at("value").as_tensor();
+  if (!state.at("on_host").as_bool()) return Scalar(tensor.clone());
+  return Scalar(tensor.item().toDouble(), tensor.scalar_type());
+}
+
+State save(const LogOptions& options) {
+  const auto* reduction = reduction_name(options);
+  return State::dict({{"prog_bar", options.prog_bar()},
+                      {"logger", options.logger()},
+                      {"on_step", *options.on_step()},
+                      {"on_epoch", *options.on_epoch()},
+                      {"reduce_fx", reduction == nullptr ? State() : State(*reduction)},
+                      {"enable_graph", options.enable_graph()},
+                      {"sync_dist", options.sync_dist()},
+                      {"add_dataloader_idx", options.add_dataloader_idx()},
+                      {"rank_zero_only", options.rank_zero_only()}});
+}
+
+LogOptions load_options(const State& state) {
+  LogOptions options;
+  options.prog_bar(state.at("prog_bar").as_bool())
+      .logger(state.at("logger").as_bool())
+      .on_step(state.at("on_step").as_bool())
+      .on_epoch(state.at("on_epoch").as_bool())
+      .enable_graph(state.at("enable_graph").as_bool())
+      .sync_dist(state.at("sync_dist").as_bool())
+      .add_dataloader_idx(state.at("add_dataloader_idx").as_bool())
+      .rank_zero_only(state.at("rank_zero_only").as_bool());
+  const auto& reduction = state.at("reduce_fx");
+  if (!reduction.is_none()) return options.reduce_fx(reduction.as_string());
+  return options.reduce_fx([](const at::Tensor& values) { return values; });
+}
+
+}  // namespace
+
+State ResultCollection::state_dict(bool compute) {
+  State::List all, metrics;
+  std::vector<const void*> saved;  // the metrics, in the order of their states
+  for (auto& entry : entries_) {
+    const bool of_metric = entry.metric != nullptr || entry.of_metric;
+    const bool of_object = of_metric || reduction_name(entry.options) == nullptr;
+    Scalar value = entry.computed;
+    if (compute && of_object && entry.has_value && *entry.options.on_epoch()) {
+      value = computed(entry);
+      // A metric may be updated once more before it is logged.
+      if (entry.metric != nullptr) entry.computed = Scalar();
+    }
+    State metric;  // its place in `metrics`; several entries may be of one
+    if (entry.metric != nullptr || entry.metric_state != nullptr) {
+      const void* of = entry.metric != nullptr ? static_cast<const void*>(entry.metric)
+                                               : entry.metric_state.get();
+      const auto found = std::find(saved.begin(), saved.end(), of);
+      metric = static_cast<int64_t>(found - saved.begin());
+      if (found == saved.end()) {
+        saved.push_back(of);
+        metrics.push_back(entry.metric != nullptr ? entry.metric->state_dict()
+                                                  : *entry.metric_state);
+      }
+    }
+    State::List values;
+    for (const auto& one : entry.all) values.emplace_back(one);
+    all.push_back(State::dict(
+        {{"hook", to_string(entry.hook)},
+         {"name", entry.name},
+         {"dataloader_idx", entry.dataloader_idx ? State(*entry.dataloader_idx) : State()},
+         {"options", save(entry.options)},
+         {"step_value", save(entry.step_value)},
+         {"total", save(entry.total)},
+         {"weight", entry.weight},
+         {"all", std::move(values)},
+         {"computed", of_object ? save(value) : State()},
+         {"has_value", entry.has_value},
+         {"of_metric", of_metric},
+         {"metric", std::move(metric)}}));
+  }
+  return State::dict({{"dataloader_idx", dataloader_idx_ ? State(*dataloader_idx_) : State()},
+                      {"entries", std::move(all)},
+                      {"metrics", std::move(metrics)}});
+}
+
+void ResultCollection::load_state_dict(const State& state) {
+  const auto index = [](const State& value) {
+    return value.is_none() ? std::optional<int64_t>() : value.as_int();
+  };
+  std::vector<std::shared_ptr<State>> metrics;
+  for (const auto& metric : state.at("metrics").as_list()) {
+    metrics.push_back(std::make_shared<State>(metric));
+  }
+  std::vector<Entry> loaded;
+  for (const auto& item : state.at("entries").as_list()) {
+    Entry entry;
+    entry.hook = hook_of(item.at("hook").as_string());
+    entry.name = item.at("name").as_string();
+    entry.dataloader_idx = index(item.at("dataloader_idx"));
+    entry.options = load_options(item.at("options"));
+    entry.step_value = load(item.at("step_value"));
+    entry.total = load(item.at("total"));
+    entry.weight = item.at("weight").as_double();
+    for (const auto& value : item.at("all").as_list()) {
+      entry.all.push_back(value.as_tensor().clone());
+    }
+    entry.computed = load(item.at("computed"));
+    entry.has_value = item.at("has_value").as_bool();
+    entry.restored = true;
+    entry.of_metric = item.at("of_metric").as_bool();
+    const auto metric = index(item.at("metric"));
+    if (metric) entry.metric_state = metrics.at(static_cast<size_t>(*metric));
+    loaded.push_back(std::move(entry));
+  }
+  entries_ = std::move(loaded);
+  dataloader_idx_ = index(state.at("dataloader_idx"));
+  next_ = 0;
+}
+
 void ResultCollection::reset() {
   for (auto& entry : entries_) {
     if (entry.metric != nullptr && entry.has_value) entry.metric->reset();
@@ -289,12 +436,15 @@ void ResultCollection::reset() {
     entry.weight = 0;
     entry.all.clear();
     entry.has_value = false;
+    if (entry.metric_state != nullptr) *entry.metric_state = State();
+    entry.metric_state = nullptr;
   }
 }
 
 void ResultCollection::reset(Hook hook) {
   for (auto& entry : entries_) {
-    if (entry.hook != hook || entry.metric != nullptr) continue;
+    const bool of_metric = entry.metric != nullptr || entry.of_metric;
+    if (entry.hook != hook || of_metric) continue;
     entry.step_value = entry.total = entry.computed = Scalar();
     entry.weight = 0;
     entry.all.clear();

@@ -70,6 +70,13 @@ class ResultCollection {
   void reset(Hook hook);
   bool empty() const { return entries_.empty(); }
 
+  // All values and counts, to go on from in another process.
+  //
+  //   compute   also reduces the values of metrics and of functions, which a run that resumes
+  //             behind the last batch cannot: it has neither until they are logged again
+  State state_dict(bool compute);
+  void load_state_dict(const State& state);
+
  private:
   struct Entry {
     Hook hook = Hook::none;
@@ -83,12 +90,17 @@ class ResultCollection {
     std::vector<at::Tensor> all;  // for a function over all values
     Scalar computed;
     bool has_value = false;
+    // Of an entry that was loaded: `metric` and a function in `options` come with the next log().
+    bool restored = false;
+    bool of_metric = false;
+    std::shared_ptr<State> metric_state;  // until then; one for all entries of a metric
   };
 
   Entry& entry_for(Hook hook, const std::string& name, const LogValue& value,
                    const LogOptions& options);
   double weight_of_batch(const Entry& entry);
   void accumulate(Entry& entry, const Scalar& value, double weight);
+  void reconnect(Entry& entry, const LogValue& value, const LogOptions& options);
   Scalar computed(Entry& entry);
 
   bool training_;

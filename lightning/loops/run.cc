@@ -41,6 +41,10 @@ bool Run::num_ready_batches_reached() const {
          fit.batch.is_last_batch;
 }
 
+bool Run::max_steps_reached() const {
+  return settings.max_steps != -1 && global_step() >= settings.max_steps;
+}
+
 bool Run::should_accumulate() const {
   const bool window_done = fit.batch.current.ready % settings.accumulate_grad_batches == 0;
   const bool last = num_ready_batches_reached() && !strategy_->owns_gradient_accumulation();
@@ -172,6 +176,32 @@ void Run::reset_metrics() {
   progress_bar_metrics_.clear();
 }
 
+State Run::metrics_state() {
+  const auto save = [](const MetricMap& metrics) {
+    auto state = State::dict();
+    for (const auto& [name, value] : metrics) state[name] = value;
+    return state;
+  };
+  merge();
+  return State::dict({{"callback_metrics", save(callback_metrics_)},
+                      {"logged_metrics", save(logged_metrics_)},
+                      {"progress_bar_metrics", save(progress_bar_metrics_)},
+                      {"last_logging_hook", to_string(last_logging_hook_)}});
+}
+
+void Run::load_metrics_state(const State& state) {
+  const auto load = [&](const char* key, MetricMap& metrics) {
+    metrics.clear();
+    for (const auto& [name, value] : state.at(key).as_dict()) {
+      metrics[to_string(name)] = value.as_tensor().clone();
+    }
+  };
+  load("callback_metrics", callback_metrics_);
+  load("logged_metrics", logged_metrics_);
+  load("progress_bar_metrics", progress_bar_metrics_);
+  last_logging_hook_ = hook_of(state.at("last_logging_hook").as_string());
+}
+
 void Run::log_row(const ResultCollection::Values& values, std::optional<int64_t> step) {
   if (loggers_.empty() || values.empty()) return;
   update(logged_metrics_, values);
@@ -271,6 +301,38 @@ void Run::print(const std::string& line) {
 }
 
 // ---- Optimizers ---------------------------------------------------------------------------------
+
+State Run::gradients_state() const {
+  if (module->automatic_optimization()) {
+    // A batch that is to be done again is counted already.
+    const bool pending = fit.place == FitPlace::kInBatch
+                             ? (fit.batch.current.ready - 1) % settings.accumulate_grad_batches != 0
+                             : should_accumulate();
+    if (!pending) return {};
+  }
+  auto gradients = State::dict();
+  for (const auto& item : module->named_parameters()) {
+    if (item.value().grad().defined()) gradients[item.key()] = item.value().grad();
+  }
+  return gradients;
+}
+
+void Run::load_gradients_state(const State& state) {
+  if (state.is_none()) return;
+  for (auto& item : module->named_parameters()) {
+    auto& parameter = item.value();
+    if (const auto* gradient = state.find(item.key())) {
+      if (gradient->as_tensor().sizes() != parameter.sizes()) {
+        throw CheckpointError(str("The checkpoint holds a gradient of shape ",
+                                  gradient->as_tensor().sizes(), " for \"", item.key(),
+                                  "\" of shape ", parameter.sizes(),
+                                  ". Build the module as it was when the checkpoint was written."));
+      }
+      parameter.mutable_grad() = gradient->as_tensor().to(
+          parameter.device(), parameter.scalar_type(), /*non_blocking=*/false, /*copy=*/true);
+    }
+  }
+}
 
 std::vector<torch::optim::Optimizer*> Run::configure_optimizers() {
   const auto returned = call_module(Hook::configure_optimizers,

@@ -36,8 +36,22 @@ struct DataSources {
   Loaders predict;
 };
 
+// Where in fit a run is, for a checkpoint that is written there: what of the batch or epoch is done
+// and what is still to do when another process goes on.
+enum class FitPlace : uint8_t {
+  kOutside,           // before the first epoch: there is nothing to go on with
+  kEpochBoundary,     // the next epoch is to start
+  kBatchBoundary,     // the next batch is to be fetched
+  kInBatch,           // the batch is to be done again
+  kBatchEnd,          // the hooks of on_train_batch_end are done
+  kBeforeValidation,  // validation is to start after the batch
+  kValidationEnd,     // the hooks of on_validation_end are done
+  kEpochEnd,          // the hooks of on_train_epoch_end are done
+};
+
 // Counts of fit, which outlive a single call of it.
 struct FitProgress {
+  FitPlace place = FitPlace::kOutside;
   Progress<TrackerKind::kProcessed> epoch;
   BatchProgress batch;
   OptimizerProgress optimizer;                         // automatic optimization
@@ -93,6 +107,7 @@ class Run : public ModuleHost {
   // Whether gradients go on accumulating after the batch that runs.
   bool should_accumulate() const;
   bool num_ready_batches_reached() const;
+  bool max_steps_reached() const;
 
   // ---- Hooks ------------------------------------------------------------------------------------
 
@@ -129,6 +144,23 @@ class Run : public ModuleHost {
             void (LightningModule::*of_module)(ModuleArgs...), Args&&... args) {
     call_callbacks(hook, [&](Callback& c) { (c.*of_callback)(trainer_, *module, args...); });
     call_module(hook, [&](LightningModule& m) { (m.*of_module)(args...); });
+  }
+  // As call(), but callbacks that save checkpoints come after the module, when fit has come to
+  // `place`: what they save has seen all of the hook, so that a resumed run need not repeat it.
+  template <class... CallbackArgs, class... ModuleArgs, class... Args>
+  void call_then_save(Hook hook, FitPlace place,
+                      void (Callback::*of_callback)(Trainer&, LightningModule&, CallbackArgs...),
+                      void (LightningModule::*of_module)(ModuleArgs...), Args&&... args) {
+    const auto callbacks_of = [&](bool saving) {
+      call_callbacks(hook, [&](Callback& c) {
+        if ((c.role() == CallbackRole::kCheckpoint) != saving) return;
+        (c.*of_callback)(trainer_, *module, args...);
+      });
+    };
+    callbacks_of(false);
+    call_module(hook, [&](LightningModule& m) { (m.*of_module)(args...); });
+    if (fitting() && !sanity_checking()) fit.place = place;
+    callbacks_of(true);
   }
   // Times an action of the engine itself.
   template <class MakeName, class F>
@@ -170,9 +202,17 @@ class Run : public ModuleHost {
   // Validation inside an epoch begins and ends: the place in the training batches is kept.
   int save_batch_place() const { return static_cast<int>(in_batches_); }
   void restore_batch_place(int place) { in_batches_ = static_cast<InBatches>(place); }
+  // The values that callbacks and loggers have seen, to go on from in another process.
+  State metrics_state();
+  void load_metrics_state(const State& state);
 
   // ---- Optimizers -------------------------------------------------------------------------------
 
+  // The gradients, by parameter, that may have a part in an optimizer step still to come: of a
+  // window of accumulation that is not complete; all in manual optimization, where only the module
+  // knows which it will clear. None elsewhere.
+  State gradients_state() const;
+  void load_gradients_state(const State& state);
   // Asks the module for its optimizers and wraps them.
   // Errors: MisconfigurationError for several optimizers in automatic optimization.
   std::vector<torch::optim::Optimizer*> configure_optimizers();

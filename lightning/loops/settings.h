@@ -34,6 +34,7 @@ struct Settings {
 
   int64_t log_every_n_steps = 50;
   int64_t accumulate_grad_batches = 1;
+  bool accumulation_changed = false;  // by a callback, from what the flag says
   std::optional<double> gradient_clip_val;
   std::optional<std::string> gradient_clip_algorithm;
   int64_t reload_dataloaders_every_n_epochs = 0;
@@ -43,6 +44,11 @@ struct Settings {
   bool barebones = false;
   bool autolog_hparams = true;
   std::string default_root_dir;
+
+  // Whether fit validates in this epoch at all.
+  bool validates_in(int64_t epoch) const {
+    return check_val_every_n_epoch == 0 || (epoch + 1) % check_val_every_n_epoch == 0;
+  }
 };
 
 }  // namespace lightning

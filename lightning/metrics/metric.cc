@@ -180,20 +180,29 @@ void Metric::load_entry(Entry& entry, const State& saved) const {
   }
 }
 
-void Metric::load_state_dict(const State& state) {
+std::vector<Metric::Entry> Metric::loaded_entries(const State& state) const {
   std::vector<std::string> names;
   for (const Entry& entry : entries_) names.push_back(entry.name);
   for (const auto& [key, value] : state.as_dict()) {
     const auto* name = std::get_if<std::string>(&key);
     if (name == nullptr || std::count(names.begin(), names.end(), *name) == 0) {
-      throw CheckpointError(str("The state of a metric holds \"", name ? *name : "a number",
+      throw CheckpointError(str("The state of a metric holds \"", to_string(key),
                                 "\", which this metric does not have. Known: ", join(names),
                                 ". Load it into a metric of the same type and options."));
     }
   }
   std::vector<Entry> loaded = entries_;
   for (Entry& entry : loaded) load_entry(entry, state.at(entry.name));
-  entries_ = std::move(loaded);
+  return loaded;
+}
+
+void Metric::load_state_dict(const State& state) { entries_ = loaded_entries(state); }
+
+void Metric::join_state_dict(const State& earlier) {
+  const at::NoGradGuard no_grad;
+  auto joined = loaded_entries(earlier);
+  for (size_t i = 0; i < joined.size(); ++i) merge(joined[i], entries_[i]);
+  entries_ = std::move(joined);
 }
 
 }  // namespace lightning

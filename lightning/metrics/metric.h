@@ -53,6 +53,9 @@ class Metric {
   // Errors: CheckpointError for a missing or unknown state or a kCat state that is no list; the
   // states are then as before.
   void load_state_dict(const State& state);
+  // Adds what was gathered before, in a part of the epoch that this object has not seen.
+  // Errors: as load_state_dict().
+  void join_state_dict(const State& earlier);
   // States move to the device of the first batch by themselves, if `update` calls follow() or is
   // called through forward().
   void to(at::Device device);
@@ -91,6 +94,7 @@ class Metric {
   };
   static void merge(Entry& into, Entry& batch);
   void load_entry(Entry& entry, const State& saved) const;
+  std::vector<Entry> loaded_entries(const State& state) const;
 
   std::vector<Entry> entries_;
   at::Tensor batch_value_;

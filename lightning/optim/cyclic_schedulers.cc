@@ -184,6 +184,8 @@ void OneCycleLR::phase_fields(StateFields& fields) {
     StateFields one = saved != nullptr ? StateFields(saved->as_list()[i]) : StateFields(out);
     Phase& phase = phases_[i];
     one("end_step", phase.end_step);
+    // Python's last phase ends at an int, the others at floats.
+    if (i + 1 == phases_.size()) one.constant("end_step", static_cast<int64_t>(phase.end_step));
     one("start_lr", phase.start_lr);
     one("end_lr", phase.end_lr);
     one("start_momentum", phase.start_momentum);
@@ -250,8 +252,10 @@ CyclicLR::CyclicLR(OptimizerRef optimizer, const CyclicLROptions& options, Scale
   use_beta1_ = cycle_momentum_ && has_betas(this->optimizer().defaults());
   for (size_t i = 0; i < groups.size() && cycle_momentum_ && options.last_epoch() == -1; ++i) {
     set_momentum("CyclicLR", groups[i].options(), max_momentums_[i]);
-    group_values()[i]["max_momentum"] = max_momentums_[i];
-    group_values()[i]["base_momentum"] = base_momentums_[i];
+    NamedValues& values = group_values()[i];
+    values["max_momentum"] = max_momentums_[i];
+    values["base_momentum"] = base_momentums_[i];
+    values.move_to_end("initial_lr");  // which Python's constructor notes last
   }
   set_base_lrs(one_per_group("CyclicLR", "base_lr", options.base_lr(), this->optimizer()));
   initial_step();

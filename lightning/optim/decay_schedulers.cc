@@ -102,7 +102,12 @@ std::vector<double> MultiStepLR::closed_form_lr() {
 
 void MultiStepLR::fields(StateFields& fields) {
   if (fields.out() != nullptr) {
+    State::Object counter;
+    counter.how = State::Object::How::kCall;
+    counter.module = "collections";
+    counter.name = "Counter";
     State counts = State::dict();
+    counts.as_dict().set_python_class(std::make_shared<const State::Object>(std::move(counter)));
     for (const auto& [milestone, count] : milestones_) counts[milestone] = count;
     fields.constant("milestones", std::move(counts));
   } else if (const State* counts = fields.in("milestones")) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <stdexcept>
 #include <unordered_map>
 
 namespace lightning {
@@ -19,7 +20,33 @@ std::unordered_map<const torch::optim::Optimizer*, std::weak_ptr<GroupValues>>& 
   return *entries;
 }
 
+template <class Values>
+auto find_name(Values& values, const std::string& name) {
+  return std::find_if(values.begin(), values.end(),
+                      [&](const auto& value) { return value.first == name; });
+}
+
 }  // namespace
+
+double& NamedValues::operator[](const std::string& name) {
+  const auto found = find_name(values_, name);
+  return found != values_.end() ? found->second : values_.emplace_back(name, 0.0).second;
+}
+
+double NamedValues::at(const std::string& name) const {
+  const auto found = find_name(values_, name);
+  if (found == values_.end()) throw std::out_of_range("a parameter group has no " + name);
+  return found->second;
+}
+
+bool NamedValues::contains(const std::string& name) const {
+  return find_name(values_, name) != values_.end();
+}
+
+void NamedValues::move_to_end(const std::string& name) {
+  const auto found = find_name(values_, name);
+  if (found != values_.end()) std::rotate(found, found + 1, values_.end());
+}
 
 std::shared_ptr<GroupValues> GroupValues::of(const torch::optim::Optimizer& optimizer) {
   const std::lock_guard<std::mutex> lock(mutex);

@@ -5,17 +5,33 @@
 // with the optimizer's state, and forgotten with the last schedule.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "lightning/fwd.h"
 
 namespace lightning {
 
+// A few numbers by name, in the order in which they were noted, as Python's dict keeps it.
+class NamedValues {
+ public:
+  double& operator[](const std::string& name);
+  // Errors: std::out_of_range for a name that is not there.
+  double at(const std::string& name) const;
+  bool contains(const std::string& name) const;
+  void move_to_end(const std::string& name);
+  size_t size() const { return values_.size(); }
+  auto begin() const { return values_.begin(); }
+  auto end() const { return values_.end(); }
+
+ private:
+  std::vector<std::pair<std::string, double>> values_;
+};
+
 struct GroupValues {
-  std::vector<std::map<std::string, double>> groups;  // in the order of the parameter groups
+  std::vector<NamedValues> groups;  // in the order of the parameter groups
 
   // Those of this optimizer, made where there are none. A schedule keeps them alive.
   static std::shared_ptr<GroupValues> of(const torch::optim::Optimizer& optimizer);

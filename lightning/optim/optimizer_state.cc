@@ -30,14 +30,15 @@ using Betas = std::tuple<double, double>;
 //
 // `field(key, value)` writes the value or reads it. `option(key, python's value)` is an option that
 // LibTorch lacks: written, and refused when it is read with another value. `speed(...)` is one that
-// changes how Python computes but not what, so any value will do.
+// changes how Python computes but not what, so any value will do. `number(key, value, initial)` is
+// a field whose default in Python is that int.
 
 template <class Visitor>
 void visit(torch::optim::SGDOptions& o, Visitor& v) {
   v.field("lr", o.lr());
-  v.field("momentum", o.momentum());
-  v.field("dampening", o.dampening());
-  v.field("weight_decay", o.weight_decay());
+  v.number("momentum", o.momentum(), 0);
+  v.number("dampening", o.dampening(), 0);
+  v.number("weight_decay", o.weight_decay(), 0);
   v.field("nesterov", o.nesterov());
   v.option("maximize", false);
   v.speed("foreach", {});
@@ -54,7 +55,11 @@ void visit_adam(AnyAdamOptions& o, Visitor& v, bool decoupled) {
   v.field("lr", o.lr());
   v.field("betas", o.betas());
   v.field("eps", o.eps());
-  v.field("weight_decay", o.weight_decay());
+  if (decoupled) {
+    v.field("weight_decay", o.weight_decay());
+  } else {
+    v.number("weight_decay", o.weight_decay(), 0);
+  }
   v.field("amsgrad", o.amsgrad());
   v.option("maximize", false);
   v.speed("foreach", {});
@@ -90,11 +95,11 @@ void visit(torch::optim::AdamWParamState& s, Visitor& v) {
 template <class Visitor>
 void visit(torch::optim::RMSpropOptions& o, Visitor& v) {
   v.field("lr", o.lr());
-  v.field("momentum", o.momentum());
+  v.number("momentum", o.momentum(), 0);
   v.field("alpha", o.alpha());
   v.field("eps", o.eps());
   v.field("centered", o.centered());
-  v.field("weight_decay", o.weight_decay());
+  v.number("weight_decay", o.weight_decay(), 0);
   v.speed("capturable", false);
   v.speed("foreach", {});
   v.option("maximize", false);
@@ -111,10 +116,10 @@ void visit(torch::optim::RMSpropParamState& s, Visitor& v) {
 template <class Visitor>
 void visit(torch::optim::AdagradOptions& o, Visitor& v) {
   v.field("lr", o.lr());
-  v.field("lr_decay", o.lr_decay());
+  v.number("lr_decay", o.lr_decay(), 0);
   v.field("eps", o.eps());
-  v.field("weight_decay", o.weight_decay());
-  v.field("initial_accumulator_value", o.initial_accumulator_value());
+  v.number("weight_decay", o.weight_decay(), 0);
+  v.number("initial_accumulator_value", o.initial_accumulator_value(), 0);
   v.speed("foreach", {});
   v.option("maximize", false);
   v.speed("differentiable", false);
@@ -128,7 +133,7 @@ void visit(torch::optim::AdagradParamState& s, Visitor& v) {
 
 template <class Visitor>
 void visit(torch::optim::LBFGSOptions& o, Visitor& v) {
-  v.field("lr", o.lr());
+  v.number("lr", o.lr(), 1);
   v.field("max_iter", o.max_iter());
   v.field("max_eval", o.max_eval());
   v.field("tolerance_grad", o.tolerance_grad());
@@ -166,6 +171,10 @@ class Writer {
   }
   void field(const char* key, const Betas& value) {
     out_[key] = State::Tuple{{std::get<0>(value), std::get<1>(value)}};
+  }
+  void number(const char* key, double value, int64_t initial) {
+    const auto whole = static_cast<double>(initial);
+    out_[key] = value == whole ? State(initial) : State(value);
   }
   void option(const char* key, bool value) { out_[key] = value; }
   void speed(const char* key, State value) { out_[key] = std::move(value); }
@@ -234,6 +243,7 @@ class Reader {
     if (pair.size() != 2) refuse(str("has ", pair.size(), " values under \"", key, "\", not 2"));
     value = {pair[0].as_double(), pair[1].as_double()};
   }
+  void number(const char* key, double& value, int64_t) { field(key, value); }
   void option(const char* key, bool value) {
     const State* found = find(key);
     if (found == nullptr || found->is_none() || found->as_bool() == value) return;
@@ -387,7 +397,7 @@ bool holds_nothing(const State& state) {
 
 struct Loaded {
   std::vector<std::unique_ptr<OptimizerOptions>> options;
-  std::vector<std::map<std::string, double>> values;  // of the schedules, for each group
+  std::vector<NamedValues> values;  // of the schedules, for each group
   std::vector<std::pair<void*, std::unique_ptr<OptimizerParamState>>> states;
 };
 
@@ -447,15 +457,15 @@ Loaded read(const Kind& kind, const Optimizer& optimizer, const State& state) {
                                 groups.size(), " groups. The file is damaged."));
     }
     if (holds_nothing(value)) continue;
-    Reader reader(value, str("parameter ", std::get<int64_t>(key)), kind.name, param->second);
+    Reader reader(value, "parameter " + to_string(key), kind.name, param->second);
     loaded.states.emplace_back(param->second->unsafeGetTensorImpl(), kind.read_state(reader));
   }
   // Adagrad makes its sums when it is built and steps none without.
   for (const auto& [number, param] : params) {
     const bool has = state.at("state").contains(number);
     if (!has && dynamic_cast<const torch::optim::Adagrad*>(&optimizer) != nullptr) {
-      throw CheckpointError(str("The optimizer state has nothing for parameter ",
-                                std::get<int64_t>(number), ", but Adagrad has a sum for each."));
+      throw CheckpointError(str("The optimizer state has nothing for parameter ", to_string(number),
+                                ", but Adagrad has a sum for each."));
     }
   }
   return loaded;

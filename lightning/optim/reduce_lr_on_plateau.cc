@@ -110,11 +110,16 @@ void ReduceLROnPlateau::note_lrs() {
 
 void ReduceLROnPlateau::fields(StateFields& fields) {
   fields("factor", factor_);
-  fields.constant("default_min_lr", default_min_lr_ ? State(*default_min_lr_) : State());
+  // Python's default is the int 0.
+  const bool is_default = default_min_lr_ && *default_min_lr_ == 0;
+  fields.constant("default_min_lr", is_default        ? State(0)
+                                    : default_min_lr_ ? State(*default_min_lr_)
+                                                      : State());
   if (const State* saved = fields.in("default_min_lr")) {
     default_min_lr_ = saved->is_none() ? std::nullopt : std::make_optional(saved->as_double());
   }
   fields("min_lrs", min_lrs_);
+  if (is_default) fields.constant("min_lrs", State::List(min_lrs_.size(), State(0)));
   fields("patience", patience_);
   fields("cooldown", cooldown_);
   fields("eps", eps_);

@@ -71,13 +71,15 @@ Schedule::Schedule(OptimizerRef optimizer, int64_t last_epoch)
       last_epoch_(last_epoch) {
   const auto lrs = current_lrs();
   for (size_t i = 0; i < lrs.size(); ++i) {
-    if (last_epoch_ != -1 && values_->groups[i].count("initial_lr") == 0) {
+    if (last_epoch_ != -1 && !values_->groups[i].contains("initial_lr")) {
       throw MisconfigurationError(
           str("A learning-rate schedule got last_epoch ", last_epoch_, ", but group ", i,
               " of its optimizer has no initial_lr from an earlier schedule. Leave last_epoch out "
               "and call load_state_dict() to resume."));
     }
-    base_lrs_.push_back(values_->groups[i].emplace("initial_lr", lrs[i]).first->second);
+    NamedValues& values = values_->groups[i];
+    if (!values.contains("initial_lr")) values["initial_lr"] = lrs[i];
+    base_lrs_.push_back(values.at("initial_lr"));
   }
   last_lr_ = lrs;
 }

@@ -114,7 +114,7 @@ class Schedule : public LRScheduler {
   void set_lrs(const std::vector<double>& lrs);  // and notes them as the last ones
   std::vector<double> scaled(const std::vector<double>& lrs, double factor) const;
   // What Python keeps in the groups; GroupValues says which.
-  std::vector<std::map<std::string, double>>& group_values() { return values_->groups; }
+  std::vector<NamedValues>& group_values() { return values_->groups; }
 
  private:
   friend class CombinedSchedule;

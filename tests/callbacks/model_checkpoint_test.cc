@@ -1,12 +1,19 @@
 // What the original saves is compared in parity_test.cc.
 #include "callbacks/model_checkpoint.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <catch2/catch.hpp>
+#include <csignal>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <thread>
 
+#include "lightning/checkpoint/async_io.h"
 #include "lightning/checkpoint/state.h"
+#include "lightning/checkpoint/torch_file.h"
 #include "lightning/errors.h"
 #include "lightning/files.h"
 #include "lightning/log.h"
@@ -269,4 +276,204 @@ TEST_CASE("a checkpoint callback is made by its name from options", "[callbacks]
   CHECK(*checkpoint.options().save_last() == SaveLast(std::string("link")));
   CHECK(checkpoint.every_n_epochs() == 0);
   CHECK(checkpoint.role() == CallbackRole::kCheckpoint);
+}
+
+namespace {
+
+// Files may not grow beyond so many bytes while it is alive: what a full disk is like.
+class FullDisk {
+ public:
+  explicit FullDisk(rlim_t bytes) {
+    std::signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit little{bytes, before_.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &little);
+  }
+  ~FullDisk() { setrlimit(RLIMIT_FSIZE, &before_); }
+  FullDisk(const FullDisk&) = delete;
+  FullDisk& operator=(const FullDisk&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+std::vector<std::string> names_in(const TempDir& dir) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(dir.path())) {
+    names.push_back(entry.path().filename().string());
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+}  // namespace
+
+TEST_CASE("a save that fails leaves the files and what is known of them, and can be tried again",
+          "[callbacks]") {
+  const TempDir dir;
+  const bool background = GENERATE(false, true);
+  const bool monitored = GENERATE(false, true);
+  const bool linked = GENERATE(false, true);
+  CAPTURE(background, monitored, linked);
+  auto options = ModelCheckpointOptions()
+                     .dirpath(dir.path())
+                     .save_last(linked ? SaveLast(std::string("link")) : SaveLast(true));
+  if (monitored) options.monitor("val_loss");
+  auto checkpoint = std::make_shared<ModelCheckpoint>(options);
+  auto module = std::make_shared<BoringModule>();
+  module->val_losses = {3, 2, 1, 0.5};
+  std::optional<FullDisk> full;
+  module->before_training_step = [&](BoringModule& of, int64_t) {
+    if (of.global_step() != 5) return;
+    while (!fs::exists(dir.path("last.ckpt"))) std::this_thread::yield();
+    full.emplace(256);
+  };
+  auto trainer_options = saving(dir, checkpoint).max_epochs(2);
+  if (background) trainer_options.plugins({std::make_shared<AsyncCheckpointIO>()});
+  Trainer trainer(trainer_options);
+  CHECK_THROWS_AS(trainer.fit(module), CheckpointError);
+  full.reset();
+  const auto first = dir.path("epoch=0-step=4.ckpt");
+  CHECK(names_in(dir) == std::vector<std::string>{"epoch=0-step=4.ckpt", "last.ckpt"});
+  CHECK(checkpoint->best_model_path() == first);
+  CHECK(checkpoint->last_model_path() == dir.path("last.ckpt"));
+  CHECK(checkpoint->best_k_models().size() == (monitored ? 1 : 0));
+  CHECK(checkpoint->kth_best_model_path() == (monitored ? first : ""));
+  CHECK_NOTHROW(read_torch_file(first));
+  CHECK_NOTHROW(read_torch_file(dir.path("last.ckpt")));
+
+  // What was trained meanwhile is not lost either.
+  trainer.save_checkpoint(dir.path("rescue.ckpt"));
+  trainer.strategy().checkpoint_io().teardown();
+  CHECK(read_torch_file(dir.path("rescue.ckpt")).at("global_step").as_int() == 8);
+}
+
+TEST_CASE("an error of a full disk names the file and the bytes", "[callbacks]") {
+  const TempDir dir;
+  const FullDisk full(256);
+  Trainer trainer(saving(dir, std::make_shared<ModelCheckpoint>()).max_epochs(1));
+  CHECK_THROWS_WITH(trainer.fit(std::make_shared<BoringModule>()),
+                    Contains("checkpoints/epoch=0-step=4.ckpt") && Contains(" bytes"));
+}
+
+TEST_CASE("a run that SIGTERM ends saves its state, and goes on from there", "[callbacks]") {
+  std::signal(SIGTERM, SIG_DFL);  // without Catch's handler, which ours would call
+  const TempDir dir;
+  const bool background = GENERATE(false, true);
+  const std::string name = GENERATE("latest", "monitored", "last only", "linked");
+  CAPTURE(background, name);
+  auto options = ModelCheckpointOptions().dirpath(dir.path());
+  if (name == "monitored") options.monitor("val_loss");
+  if (name == "last only") options.save_top_k(0).save_last(true);
+  if (name == "linked") options.save_last(SaveLast(std::string("link")));
+  auto trainer_options = [&] {
+    auto made = saving(dir, std::make_shared<ModelCheckpoint>(options)).max_epochs(3);
+    if (background) made.plugins({std::make_shared<AsyncCheckpointIO>()});
+    return made;
+  };
+  auto module = std::make_shared<BoringModule>();
+  module->val_losses = {3, 2, 1};
+  module->before_training_step = [](BoringModule& of, int64_t) {
+    if (of.global_step() == 5) std::raise(SIGTERM);
+  };
+  Trainer first(trainer_options());
+  CHECK_THROWS_AS(first.fit(module), SIGTERMException);
+  const auto saved = dir.path(name == "last only" ? "last.ckpt" : "epoch=1-step=6.ckpt");
+  CHECK(fs::exists(saved));
+  CHECK(fs::exists(dir.path("epoch=0-step=4.ckpt")) == (name == "monitored"));
+  if (name == "linked") CHECK(fs::read_symlink(dir.path("last.ckpt")) == "epoch=1-step=6.ckpt");
+
+  std::vector<int64_t> steps;
+  auto resumed = std::make_shared<BoringModule>();
+  resumed->before_training_step = [&](BoringModule& of, int64_t) {
+    steps.push_back(of.global_step());
+  };
+  Trainer second(trainer_options());
+  second.fit(resumed, RunArguments().ckpt_path("last"));
+  REQUIRE(!steps.empty());
+  CHECK(steps.front() == 6);
+  CHECK(steps.size() == 6);
+}
+
+TEST_CASE("SIGTERM saves once for all callbacks, and not what was saved already", "[callbacks]") {
+  std::signal(SIGTERM, SIG_DFL);
+  const TempDir dir;
+  const auto add = [&](const char* folder, int64_t steps) {
+    return std::make_shared<ModelCheckpoint>(ModelCheckpointOptions()
+                                                 .dirpath(dir.path(folder))
+                                                 .save_top_k(-1)
+                                                 .every_n_train_steps(steps));
+  };
+  auto module = std::make_shared<BoringModule>();
+  module->before_training_step = [](BoringModule& of, int64_t) {
+    if (of.global_step() == 1) std::raise(SIGTERM);
+  };
+  const auto run = [&](std::vector<Part<Callback>> callbacks) {
+    Trainer trainer(quiet(dir).enable_checkpointing(true).callbacks(callbacks).max_epochs(1));
+    CHECK_THROWS_AS(trainer.fit(module), SIGTERMException);
+  };
+  run({add("a", 100), add("b", 50)});
+  CHECK(fs::exists(dir.path("a/epoch=0-step=2.ckpt")));
+  CHECK_FALSE(fs::exists(dir.path("b")));
+  run({add("c", 2)});
+  CHECK(fs::exists(dir.path("c/epoch=0-step=2.ckpt")));
+  CHECK(std::distance(fs::directory_iterator(dir.path("c")), {}) == 1);
+}
+
+TEST_CASE("a checkpoint that is due before a validation waits for its metric", "[callbacks]") {
+  const TempDir dir;
+  const bool waits = GENERATE(true, false);
+  auto module = std::make_shared<BoringModule>();
+  module->val_losses = {4, 3, 2, 1};
+  auto checkpoint = std::make_shared<ModelCheckpoint>(ModelCheckpointOptions()
+                                                          .dirpath(dir.path())
+                                                          .monitor("val_loss")
+                                                          .every_n_train_steps(2)
+                                                          .save_top_k(-1)
+                                                          .wait_for_validation(waits));
+  Trainer(saving(dir, checkpoint).max_epochs(2).val_check_interval(0.5)).fit(module);
+  std::vector<double> scores;
+  for (const auto& model : checkpoint->best_k_models()) scores.push_back(model.second);
+  // At steps 2, 4, 6 and 8; the original takes the metric of step 4 for that of step 6.
+  CHECK(scores == (waits ? std::vector<double>{4, 3, 2, 1} : std::vector<double>{4, 3, 3, 1}));
+}
+
+TEST_CASE("a checkpoint at an epoch's last step has the metric of that epoch", "[callbacks]") {
+  const TempDir dir;
+  auto module = std::make_shared<BoringModule>();
+  module->val_losses = {4, 3};
+  auto checkpoint = std::make_shared<ModelCheckpoint>(ModelCheckpointOptions()
+                                                          .dirpath(dir.path())
+                                                          .monitor("val_loss")
+                                                          .every_n_train_steps(4)
+                                                          .save_top_k(-1));
+  Trainer(saving(dir, checkpoint).max_epochs(2)).fit(module);
+  CHECK(checkpoint->best_k_models() ==
+        ModelCheckpoint::Scores{{dir.path("epoch=0-step=4.ckpt"), 4},
+                                {dir.path("epoch=1-step=8.ckpt"), 3}});
+}
+
+TEST_CASE("saving in the background leaves the files that saving at once leaves", "[callbacks]") {
+  const auto files = [](bool background, const ModelCheckpointOptions& options) {
+    const TempDir dir;
+    auto module = std::make_shared<BoringModule>();
+    module->val_losses = {5, 4, 6, 3, 2};
+    auto made = options;
+    auto checkpoint = std::make_shared<ModelCheckpoint>(made.dirpath(dir.path()));
+    auto trainer_options = saving(dir, checkpoint).max_epochs(5);
+    if (background) trainer_options.plugins({std::make_shared<AsyncCheckpointIO>()});
+    Trainer(trainer_options).fit(module);
+    std::string all = join(names_in(dir)) + "; best " +
+                      fs::path(checkpoint->best_model_path()).filename().string();
+    for (const auto& model : checkpoint->best_k_models()) all += str(" ", model.second);
+    return all;
+  };
+  using Options = ModelCheckpointOptions;
+  for (const auto& options :
+       {Options(), Options().monitor("val_loss").save_top_k(2).filename("best"),
+        Options().save_last(true).every_n_train_steps(1).filename("{epoch}"),
+        Options().save_last(SaveLast(std::string("link"))).save_top_k(-1),
+        Options().save_top_k(-1).filename("same")}) {
+    CHECK(files(true, options) == files(false, options));
+  }
 }

@@ -110,7 +110,10 @@ void describe(const EarlyStopping& callback, Json& out) {
 Json run(const Json& configuration, const std::string& folder) {
   Json options = configuration["options"];
   const bool saves = configuration["callback"] == "ModelCheckpoint";
-  if (saves) options["dirpath"] = folder;
+  if (saves) {
+    options["dirpath"] = folder;
+    options["wait_for_validation"] = false;  // our addition
+  }
   const auto callback =
       registry<Callback>().make(configuration["callback"].get<std::string>(), options);
 

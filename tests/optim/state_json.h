@@ -46,10 +46,7 @@ inline Json to_json(const State& state) {
   }
   if (state.is_dict()) {
     Json out = Json::object();
-    for (const auto& [key, value] : state.as_dict()) {
-      const auto* text = std::get_if<std::string>(&key);
-      out[text ? *text : std::to_string(std::get<int64_t>(key))] = to_json(value);
-    }
+    for (const auto& [key, value] : state.as_dict()) out[to_string(key)] = to_json(value);
     return out;
   }
   Json out = Json::array();

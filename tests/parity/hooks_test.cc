@@ -57,6 +57,19 @@ void continue_with_third_batch(Lines& lines) {
   }
 }
 
+// In these hooks the module's call comes before what saving callbacks do: their own call, and all
+// that a save calls.
+void save_after_the_module(Lines& lines) {
+  for (const char* hook : {"on_train_batch_end(", "on_validation_end(", "on_test_end("}) {
+    auto after_callbacks = lines.begin();
+    for (auto line = lines.begin(); line != lines.end(); ++line) {
+      if (line->find(hook) == std::string::npos) continue;
+      if (starts_with(*line, "callback")) after_callbacks = line + 1;
+      if (starts_with(*line, "module.")) std::rotate(after_callbacks, line, line + 1);
+    }
+  }
+}
+
 // Where C++ must differ from Python, and why. A function makes Python's lines ours.
 struct Difference {
   std::string why;
@@ -69,6 +82,9 @@ const std::vector<Difference>& differences() {
       {"configure_model is called once in the life of a module; Python calls it in each run and "
        "asks users to make the second call harmless",
        "fit_.*|validate_from_a_checkpoint|logged", keep_first_configure_model},
+      {"callbacks that save checkpoints come after the module where the run could not call the "
+       "module's hook again when it resumes",
+       ".*checkpoint.*|resume_.*", save_after_the_module},
       {"without an optimizer the hooks that take one are not called, where Python hands them a "
        "mock",
        "no_optimizer", leave_out_optimizer_hooks},
