@@ -1,0 +1,184 @@
+#include "tools/lightning/command_line.h"
+
+#include <c10/util/Exception.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <limits>
+#include <sstream>
+
+#include "lightning/checkpoint/mapped_file.h"
+#include "lightning/errors.h"
+#include "lightning/log.h"
+#include "lightning/version.h"
+#include "tools/lightning/convert.h"
+#include "tools/lightning/show.h"
+#include "tools/lightning/shown_text.h"
+#include "tools/lightning/verify.h"
+
+namespace lightning::tools {
+namespace {
+
+constexpr int kBroken = 1;
+constexpr int kMisused = 2;
+
+struct ShowArguments {
+  std::string path;
+  ShowOptions options;
+  bool all = false;
+};
+
+struct ConvertArguments {
+  std::string from, to;
+  ConvertOptions options;
+};
+
+CLI::App* add_show(CLI::App& checkpoint, ShowArguments& into) {
+  auto* show = checkpoint.add_subcommand("show", "Prints what a checkpoint holds.");
+  show->footer(
+      "Prints a summary (versions, epoch and step, weights, optimizers, callbacks,\n"
+      "hyper-parameters, the files of a sharded folder) and the tree with shapes,\n"
+      "dtypes and sizes. Opens files of any size at once: no tensor is read and no CRC\n"
+      "compared. Nothing in the file is run; objects of Python are shown by name.");
+  show->add_option("FILE", into.path,
+                   "Of torch.save or a Trainer, of safetensors,\n"
+                   "or a folder of torch.distributed.checkpoint")
+      ->required();
+  auto* depth = show->add_option("-d,--depth", into.options.depth,
+                                 "Levels of the tree, 0: the summary alone [2]");
+  depth->check(CLI::NonNegativeNumber);
+  show->add_flag("-a,--all", into.all, "The tree to its leaves")->excludes(depth);
+  show->add_flag("--json", into.options.json, "One JSON object, for programs");
+  return show;
+}
+
+CLI::App* add_convert(CLI::App& checkpoint, ConvertArguments& into) {
+  auto* convert = checkpoint.add_subcommand("convert", "Writes a checkpoint in another format.");
+  convert->footer(
+      "Formats, and the names of OUT that tell them:\n"
+      "  ckpt         NAME.ckpt         a Trainer checkpoint\n"
+      "  state_dict   NAME.pt NAME.pth  the weights, by torch.save\n"
+      "  safetensors  NAME.safetensors  the weights that are tensors\n"
+      "  dcp          NAME/             a folder of torch.distributed.checkpoint\n"
+      "\n"
+      "Layouts of a dcp folder:\n"
+      "  fsdp            as Lightning's FSDPStrategy writes it: model, optimizer_0,\n"
+      "                  meta.pt (the default for a Trainer checkpoint)\n"
+      "  model_parallel  as its ModelParallelStrategy: state_dict, optimizer_0, meta.pt\n"
+      "  plain           each weight under its name (the default for weights alone)\n"
+      "\n"
+      "The CRCs of the input are compared. The output is complete or not there. What it\n"
+      "cannot hold is left out, and said on stderr.");
+  convert->add_option("IN", into.from, "Whatever `show` reads")->required();
+  convert->add_option("OUT", into.to, "A file or a folder")->required();
+  convert->add_option("-f,--format", into.options.format, "Where the name of OUT does not tell");
+  convert->add_option("--layout", into.options.layout, "The keys of a dcp folder");
+  convert->add_flag("--weights-only", into.options.weights_only,
+                    "Leaves out optimizers, schedulers and callbacks");
+  convert->add_flag("--force", into.options.force, "Replaces an output that is there");
+  return convert;
+}
+
+CLI::App* add_verify(CLI::App& checkpoint, std::vector<std::string>& paths) {
+  auto* verify =
+      checkpoint.add_subcommand("verify", "Reads checkpoints whole and tells what is damaged.");
+  verify->footer(
+      "Compares every CRC and checks the structure and the claims of every tensor. Prints\n"
+      "a line for each: ok with size and count, or what is wrong.\n"
+      "Exit status: 0 all are sound, 1 one is damaged or no checkpoint, 2 one cannot be\n"
+      "opened.");
+  verify->add_option("FILE", paths, "Files and sharded folders")->required();
+  return verify;
+}
+
+void run_show(const ShowArguments& arguments, std::ostream& out) {
+  auto options = arguments.options;
+  if (arguments.all) options.depth = std::numeric_limits<int>::max();
+  std::ostringstream text;
+  show_checkpoint(CheckpointView::open(arguments.path), options, text);
+  check_mapped_files();
+  out << text.str();
+}
+
+// LibTorch's errors bring a stack trace along.
+std::string message_of(const std::exception& error) {
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  return escaped(torch_error != nullptr ? torch_error->what_without_backtrace() : error.what());
+}
+
+int run_verify(const std::vector<std::string>& paths, std::ostream& out) {
+  int status = 0;
+  for (const auto& path : paths) {
+    try {
+      const auto found = verify_checkpoint(path);
+      out << "ok      " << escaped(path) << "  " << found.format << ", "
+          << counted(found.tensors, "tensor") << ", " << bytes_text(found.bytes) << ", "
+          << (found.crcs > 0 ? counted(found.crcs, "CRC") : "no CRCs") << std::endl;
+    } catch (const std::exception& error) {
+      const bool can_open = ::access(path.c_str(), R_OK) == 0;
+      out << (can_open ? "broken  " : "absent  ") << escaped(path) << "  " << message_of(error)
+          << std::endl;
+      status = std::max(status, can_open ? kBroken : kMisused);
+    }
+  }
+  return status;
+}
+
+// The lines of the library, which may hold text from a file, without harm.
+class EscapedLog {
+ public:
+  explicit EscapedLog(std::ostream& err)
+      : before_(set_log_sink([&err](const std::string& line) { err << escaped(line) << '\n'; })) {}
+  ~EscapedLog() { set_log_sink(before_); }
+  EscapedLog(const EscapedLog&) = delete;
+  EscapedLog& operator=(const EscapedLog&) = delete;
+
+ private:
+  LogSink before_;
+};
+
+}  // namespace
+
+int run(const std::vector<std::string>& arguments, std::ostream& out, std::ostream& err) {
+  const EscapedLog log(err);
+  CLI::App app("Tools for what Lightning writes.", "lightning");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", str("lightning ", kVersion));
+  auto* checkpoint = app.add_subcommand("checkpoint", "Shows, converts and verifies checkpoints.");
+  checkpoint->require_subcommand(1);
+  ShowArguments show_arguments;
+  ConvertArguments convert_arguments;
+  std::vector<std::string> verify_paths;
+  auto* show = add_show(*checkpoint, show_arguments);
+  auto* convert = add_convert(*checkpoint, convert_arguments);
+  auto* verify = add_verify(*checkpoint, verify_paths);
+
+  try {
+    auto reversed = arguments;  // as CLI11 takes them
+    std::reverse(reversed.begin(), reversed.end());
+    app.parse(reversed);
+  } catch (const CLI::ParseError& error) {
+    std::ostringstream text;
+    const int status = app.exit(error, text, text);
+    (status == 0 ? out : err) << (status == 0 ? "" : "error: ") << text.str();
+    return status == 0 ? 0 : kMisused;
+  }
+  try {
+    if (*verify) return run_verify(verify_paths, out);
+    if (*show) run_show(show_arguments, out);
+    if (*convert) {
+      convert_checkpoint(convert_arguments.from, convert_arguments.to, convert_arguments.options,
+                         err);
+    }
+    return 0;
+  } catch (const MisconfigurationError& error) {
+    err << "error: " << message_of(error) << '\n';
+    return kMisused;
+  } catch (const std::exception& error) {
+    err << "error: " << message_of(error) << '\n';
+    return kBroken;
+  }
+}
+
+}  // namespace lightning::tools
