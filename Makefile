@@ -3,12 +3,14 @@
 #   make fashion-mnist      trains the example to the end and tests its best checkpoint
 #   make test               every test but the long ones; closes with "N passed, N failed"
 #   make test-long          the long ones
+#   make test-kill          100 kills of a training that saves; `make test` has 10
+#   make fuzz               a libFuzzer of the checkpoint formats, until it is stopped; needs clang
 #   make build              everything
 #   make bench              the benchmarks, next to the Python original
 #   make format             formats the sources; check-format only looks
 #   make compile-commands   compile_commands.json, for clangd
 
-.PHONY: setup build fashion-mnist test test-long bench format check-format compile-commands clean
+.PHONY: setup build fashion-mnist test test-long test-kill fuzz bench format check-format compile-commands clean
 
 FASHION_MNIST := bazel-bin/examples/fashion_mnist/fashion_mnist
 FASHION_MNIST_CONFIG := examples/fashion_mnist/config.yaml
@@ -30,6 +32,15 @@ test:
 test-long:
 	@tools/setup.sh test
 	@tools/test.sh --test_tag_filters=long --build_tests_only //tests/...
+
+test-kill:
+	@tools/setup.sh test
+	@tools/test.sh --test_env=LIGHTNING_KILLS=100 --nocache_test_results //tests/kill:kill_test
+
+fuzz: setup
+	bazel build //tests/fuzz:libfuzzer
+	mkdir -p .cache/fuzz
+	bazel-bin/tests/fuzz/libfuzzer $(ARGS) .cache/fuzz tests/fuzz/seeds
 
 bench:
 	@tools/setup.sh test

@@ -65,6 +65,18 @@ BENCHMARKS = [
         "--trainer.max_steps", "1", "--trainer.limit_val_batches", "2",
         "--trainer.default_root_dir", "$DIR"]),
     Benchmark("data_loader", "samples_per_s", less_is_better=False, arguments=["2", "64"]),
+    Benchmark("save", "save_s", less_is_better=True, program="checkpoint", arguments=["save"]),
+    Benchmark("save_torch", "save_s", less_is_better=True, program="checkpoint",
+              arguments=["save", "torch"]),
+    Benchmark("save_memory", "extra_mib", less_is_better=True, program="checkpoint",
+              arguments=["memory"]),
+    Benchmark("save_stall", "stall_ms", less_is_better=True, program="checkpoint",
+              arguments=["stall"]),
+    Benchmark("load", "load_s", less_is_better=True, program="checkpoint", arguments=["load"]),
+    Benchmark("load_lazily", "open_ms", less_is_better=True, program="checkpoint",
+              arguments=["open"]),
+    Benchmark("load_50000", "small_ms", less_is_better=True, program="checkpoint",
+              arguments=["small"]),
 ]
 
 
