@@ -75,7 +75,6 @@ def stall(way):
     checkpoint, stalls = one_gib(), []
     for _ in range(ROUNDS + 1):
         io = AsyncCheckpointIO(TorchCheckpointIO())
-        io.setup()
         stalls.append(seconds(lambda: io.save_checkpoint(checkpoint, "one.ckpt")))
         io.teardown()
     print(f"stall_ms {min(stalls[1:]) * 1e3:.1f}")
