@@ -102,6 +102,13 @@ Json of_numpy(const State& state, const State::Object& object) {
   return state.repr();
 }
 
+// builtins.getattr(Color, "RED"), as some versions of Python store a member of an enum: its value
+// is not there, its name is.
+bool is_member(const std::string& name, const State::List& arguments) {
+  return (name == "builtins.getattr" || name == "__builtin__.getattr") && arguments.size() == 2 &&
+         arguments[1].is<std::string>();
+}
+
 std::string device_of(const State::List& arguments) {
   std::string text = arguments[0].as_string();
   if (arguments.size() > 1 && arguments[1].is<int64_t>()) {
@@ -123,6 +130,7 @@ Json of_object(const State& state, int depth) {
   if (object.module.rfind("pathlib", 0) == 0) {
     return path_of(arguments, object.name.find("Windows") != std::string::npos ? "\\" : "/");
   }
+  if (is_member(name, arguments)) return arguments[1].as_string();
   if (ends_with(name, "multiarray.scalar")) return of_numpy(state, object);
   if (name == "torch.device" && !arguments.empty() && arguments[0].is<std::string>()) {
     return device_of(arguments);

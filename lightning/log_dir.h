@@ -7,6 +7,8 @@
 #include <string>
 #include <variant>
 
+#include "lightning/options.h"
+
 namespace lightning {
 
 // 3 is the folder "version_3", a string is the folder's own name; none counts up.
@@ -15,6 +17,18 @@ using LogVersion = std::optional<std::variant<int64_t, std::string>>;
 // One more than the highest N of the folders "version_N" in `root`; 0 where there is none.
 // Errors: std::runtime_error for a folder that cannot be read, with the reason.
 int64_t next_version(const std::string& root);
+
+// What the options of loggers that write there share.
+template <class Derived>
+struct LogDirOptions : Options<Derived> {
+  using Self = Derived;
+  OPTION(std::optional<std::string>, save_dir, std::nullopt,
+         "Folder above the runs of all names. Not given: the trainer's default_root_dir.");
+  OPTION(std::optional<std::string>, name, "lightning_logs",
+         "Folder of this experiment's versions. null or \"\": the versions lie in save_dir.");
+  OPTION(LogVersion, version, std::nullopt,
+         "3 for the folder version_3, or a folder's name. Not given: one more than the highest.");
+};
 
 // "~" and "$NAME" in the parts are expanded in what is used, not in what save_dir() says.
 class LogDir {

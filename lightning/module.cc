@@ -86,6 +86,16 @@ void LightningModule::log_dict(const std::vector<std::pair<std::string, LogValue
   for (const auto& [name, value] : values) log(name, value, options);
 }
 
+void LightningModule::register_metric(const std::string& name, Metric& metric) {
+  for (const auto& [known, other] : metrics_) {
+    if (known != name || other == &metric) continue;
+    throw MisconfigurationError(str("register_metric(\"", name,
+                                    "\") got a second metric of this name. Give each its own, for "
+                                    "checkpoints find them by it."));
+  }
+  metrics_.emplace_back(name, &metric);
+}
+
 void LightningModule::print_line(const std::string& line) { host("print").print(line); }
 
 at::Tensor LightningModule::all_gather(const at::Tensor& tensor) {

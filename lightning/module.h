@@ -33,6 +33,9 @@
 
 namespace lightning {
 
+// In the order they were registered.
+using NamedMetrics = std::vector<std::pair<std::string, Metric*>>;
+
 // How an epoch's values of a metric become one.
 using ReduceFx = std::variant<std::string, std::function<at::Tensor(const at::Tensor& values)>>;
 
@@ -226,6 +229,12 @@ class LightningModule : public torch::nn::Module, public Hyperparameters {
   void log(const std::string& name, const LogValue& value, const LogOptions& options = {});
   void log_dict(const std::vector<std::pair<std::string, LogValue>>& values,
                 const LogOptions& options = {});
+  // Makes checkpoints hold the states of a metric, a member that lives as long as the module: a run
+  // that resumes in the middle of an epoch then ends it with the value of one that was not stopped.
+  // A metric that is logged in every step is kept without; one that is updated in the steps and
+  // logged at the end needs this.
+  // Errors: MisconfigurationError for a name that another metric has.
+  void register_metric(const std::string& name, Metric& metric);
   // On rank 0, without tearing the progress bar.
   template <class... Args>
   void print(const Args&... args) {
@@ -286,6 +295,7 @@ class LightningModule : public torch::nn::Module, public Hyperparameters {
   // Runs configure_model the first time it is asked.
   void ensure_configured();
   bool configured() const { return configured_; }
+  const NamedMetrics& registered_metrics() const { return metrics_; }
 
  private:
   void print_line(const std::string& line);
@@ -295,6 +305,7 @@ class LightningModule : public torch::nn::Module, public Hyperparameters {
   bool configured_ = false;
   std::optional<bool> strict_loading_;
   bool automatic_optimization_ = true;
+  NamedMetrics metrics_;
   std::function<Optimizers(LightningModule&)> optimizer_factory_;
   // requires_grad of parameters before toggle_optimizer.
   std::unordered_map<const void*, bool> toggled_;

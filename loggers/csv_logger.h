@@ -15,16 +15,10 @@
 
 namespace lightning {
 
-struct CSVLoggerOptions : Options<CSVLoggerOptions> {
+struct CSVLoggerOptions : LogDirOptions<CSVLoggerOptions> {
   CSVLoggerOptions() = default;
   CSVLoggerOptions(std::string dir) { save_dir(std::move(dir)); }
 
-  OPTION(std::optional<std::string>, save_dir, std::nullopt,
-         "Folder above the runs of all names. Not given: the trainer's default_root_dir.");
-  OPTION(std::optional<std::string>, name, "lightning_logs",
-         "Folder of this experiment's versions. null or \"\": the versions lie in save_dir.");
-  OPTION(LogVersion, version, std::nullopt,
-         "3 for the folder version_3, or a folder's name. Not given: one more than the highest.");
   OPTION(std::string, prefix, "", "Put before every metric's name, with a \"-\".");
   OPTION(int64_t, flush_logs_every_n_steps, 100,
          "Steps between two writes of what was logged. At least 1.");

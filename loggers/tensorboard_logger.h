@@ -18,16 +18,10 @@
 
 namespace lightning {
 
-struct TensorBoardLoggerOptions : Options<TensorBoardLoggerOptions> {
+struct TensorBoardLoggerOptions : LogDirOptions<TensorBoardLoggerOptions> {
   TensorBoardLoggerOptions() = default;
   TensorBoardLoggerOptions(std::string dir) { save_dir(std::move(dir)); }
 
-  OPTION(std::optional<std::string>, save_dir, std::nullopt,
-         "Folder above the runs of all names. Not given: the trainer's default_root_dir.");
-  OPTION(std::optional<std::string>, name, "lightning_logs",
-         "Folder of this experiment's versions. null or \"\": the versions lie in save_dir.");
-  OPTION(LogVersion, version, std::nullopt,
-         "3 for the folder version_3, or a folder's name. Not given: one more than the highest.");
   OPTION(bool, log_graph, false,
          "Whether the graph of the model's forward on its example_input_array is written.");
   OPTION(bool, default_hp_metric, true,

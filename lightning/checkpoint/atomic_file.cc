@@ -70,12 +70,6 @@ bool remove_if_left(const std::string& path) {
   return removed;
 }
 
-std::string folder_of(const std::string& path) {
-  const auto slash = path.rfind('/');
-  if (slash == std::string::npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
-}
-
 // Beyond a limit of the shell (ulimit -f) a write is an error with a message, as on a full disk;
 // the signal that comes with it would end the program without a word. Python ignores it too.
 void ignore_file_size_signal() {
@@ -86,6 +80,20 @@ void ignore_file_size_signal() {
 }
 
 }  // namespace
+
+std::string folder_of(const std::string& path) {
+  const auto slash = path.rfind('/');
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+int sync_folder(const std::string& folder) {
+  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return 0;
+  const int reason = ::fsync(fd) == 0 ? 0 : errno;
+  ::close(fd);
+  return reason == EINVAL || reason == ENOTSUP ? 0 : reason;
+}
 
 AtomicFile::AtomicFile(std::string path, uint64_t bytes)
     : path_(std::move(path)),
@@ -197,14 +205,8 @@ void AtomicFile::commit() {
   // The lock is held until the file has its own name: before, it looks like one that was left.
   if (::fsync(fd_) != 0 || ::rename(unfinished_.c_str(), path_.c_str()) != 0) fail("write", errno);
   if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) fail("write", errno);
-  // The rename is safe from a power cut once the folder is on the disk. A file system that cannot
-  // sync folders has done what it can.
-  const int folder = ::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder < 0) return;
-  const int rc = ::fsync(folder);
-  const int reason = errno;
-  ::close(folder);
-  if (rc != 0 && reason != EINVAL && reason != ENOTSUP) fail("sync the folder of", reason);
+  // The rename is safe from a power cut once the folder is on the disk.
+  if (const int reason = sync_folder(folder_); reason != 0) fail("sync the folder of", reason);
 }
 
 int64_t AtomicFile::remove_unfinished(const std::string& folder) {

@@ -58,4 +58,11 @@ class AtomicFile {
   std::atomic<bool> direct_{false};  // whether the disk takes it
 };
 
+// The folder in which a path lies: "." for a bare name.
+std::string folder_of(const std::string& path);
+
+// Brings the names in a folder to the disk, so that they survive a power cut. Gives errno, 0 where
+// that was done or where the file system cannot.
+int sync_folder(const std::string& folder);
+
 }  // namespace lightning

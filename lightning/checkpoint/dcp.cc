@@ -4,7 +4,6 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/ScalarType.h>
 #include <dirent.h>
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -392,17 +391,13 @@ uint64_t lay_out(const std::vector<Piece>& pieces) {
   return end;
 }
 
-void sync_folder(const std::string& folder) {
-  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return;
-  ::fsync(fd);  // a file system that cannot has done what it can
-  ::close(fd);
-}
-
 // From here on the folder is no checkpoint until a new `.metadata` is written.
 void remove_metadata(const std::string& folder) {
   const std::string path = folder + kMetadataName;
-  if (::unlink(path.c_str()) == 0) return sync_folder(folder);
+  if (::unlink(path.c_str()) == 0) {
+    sync_folder(folder);
+    return;
+  }
   if (errno == ENOENT || errno == ENOTDIR) return;
   throw CheckpointError(str("Cannot replace the checkpoint folder ", folder, ": ", path,
                             " cannot be removed: ", std::strerror(errno),

@@ -1,5 +1,4 @@
 #include <dirent.h>
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -26,12 +25,6 @@ namespace {
 [[noreturn]] void fail(const std::string& place, const std::string& target,
                        const std::string& why) {
   throw CheckpointError(str("Cannot make ", place, " lead to the checkpoint ", target, ": ", why));
-}
-
-std::string folder_of(const std::string& path) {
-  const auto slash = path.rfind('/');
-  if (slash == std::string::npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
 }
 
 std::string without_slashes(std::string path) {
@@ -138,11 +131,7 @@ void replace(const std::string& from, const std::string& place, const std::strin
     fail(place, target, str(std::strerror(reason), "."));
   }
   if (!aside.empty()) remove_checkpoint_file(aside);
-  // As after a save, the name is to survive a power cut.
-  const int folder = ::open(folder_of(place).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder < 0) return;
-  ::fsync(folder);
-  ::close(folder);
+  sync_folder(folder_of(place));  // as after a save
 }
 
 class TorchCheckpointIO : public CheckpointIO {

@@ -4,6 +4,7 @@
 #include <functional>
 #include <limits>
 
+#include "lightning/checkpoint/utf8.h"
 #include "lightning/errors.h"
 
 namespace lightning {
@@ -20,39 +21,11 @@ uint32_t hash_of(std::string_view text, Kind kind) {
   return hash << 2 | static_cast<uint32_t>(kind);
 }
 
-// The length of the character at `i`, 0 where UTF-8 has none. Surrogates count as characters.
-size_t character(std::string_view text, size_t i) {
-  const auto byte = [&](size_t k) {
-    return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0u;
-  };
-  const auto follows = [&](size_t k) { return (byte(k) & 0xC0) == 0x80; };
-  const unsigned lead = byte(0);
-  if (lead < 0x80) return 1;
-  if (lead < 0xC2 || lead > 0xF4 || !follows(1)) return 0;
-  if (lead < 0xE0) return 2;
-  if (!follows(2)) return 0;
-  if (lead < 0xF0) return lead == 0xE0 && byte(1) < 0xA0 ? 0 : 3;  // below U+0800: too long a form
-  const bool in_range = lead == 0xF0 ? byte(1) >= 0x90 : lead < 0xF4 || byte(1) < 0x90;
-  return in_range && follows(3) ? 4 : 0;
-}
-
 void check_utf8(std::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    uint64_t eight = 0;
-    if (i + sizeof(eight) <= text.size()) {
-      std::memcpy(&eight, text.data() + i, sizeof(eight));
-      if ((eight & 0x8080808080808080u) == 0) {
-        i += sizeof(eight);
-        continue;
-      }
-    }
-    const size_t length = character(text, i);
-    if (length == 0) {
-      throw CheckpointError(str("A text of ", text.size(), " bytes is not UTF-8 (byte ", i,
-                                "), and Python could not read it. Save it as bytes."));
-    }
-    i += length;
-  }
+  const size_t bad = first_invalid_utf8(text);
+  if (bad == text.size()) return;
+  throw CheckpointError(str("A text of ", text.size(), " bytes is not UTF-8 (byte ", bad,
+                            "), and Python could not read it. Save it as bytes."));
 }
 
 }  // namespace

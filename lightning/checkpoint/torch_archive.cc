@@ -281,11 +281,6 @@ class TensorReader {
   TensorRecord record_;
 };
 
-std::string place_of(const MappedFile& file, uint64_t begin, uint64_t bytes) {
-  if (begin == 0 && bytes == file.size()) return file.path();
-  return str(file.path(), " (the item of ", bytes, " bytes at byte ", begin, ")");
-}
-
 [[noreturn]] void refuse_script(const std::string& where) {
   throw CheckpointError(str("Cannot read ", where,
                             ": it is a program of TorchScript (torch.jit.save). Save the "

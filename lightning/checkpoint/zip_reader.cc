@@ -234,12 +234,12 @@ void Zip::check_header(const Entry& entry, const uint8_t* header) const {
   }
 }
 
+}  // namespace
+
 std::string place_of(const MappedFile& file, uint64_t begin, uint64_t bytes) {
   if (begin == 0 && bytes == file.size()) return file.path();
   return str(file.path(), " (the item of ", bytes, " bytes at byte ", begin, ")");
 }
-
-}  // namespace
 
 ZipReader::ZipReader(std::shared_ptr<MappedFile> file) : ZipReader(file, 0, file->size()) {}
 

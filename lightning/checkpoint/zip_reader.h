@@ -14,6 +14,9 @@
 
 namespace lightning {
 
+// For messages: the file, and which part of it where a zip lies inside.
+std::string place_of(const MappedFile& file, uint64_t begin, uint64_t bytes);
+
 class ZipReader {
  public:
   struct Record {

@@ -15,6 +15,7 @@
 #include "lightning/cli/help.h"
 #include "lightning/cli/save_config.h"
 #include "lightning/datamodule.h"
+#include "lightning/escaped.h"
 #include "lightning/files.h"
 #include "lightning/hparams_state.h"
 #include "lightning/log.h"
@@ -143,7 +144,7 @@ void print_causes(const std::exception& error) {
   try {
     std::rethrow_if_nested(error);
   } catch (const std::exception& cause) {
-    std::cerr << "caused by: " << cause.what() << "\n";
+    std::cerr << "caused by: " << escaped_lines(cause.what()) << "\n";
     print_causes(cause);
   } catch (...) {
   }
@@ -151,7 +152,7 @@ void print_causes(const std::exception& error) {
 
 int failed(const std::exception& error) {
   std::cout.flush();
-  std::cerr << "error: " << error.what() << "\n";
+  std::cerr << "error: " << escaped_lines(error.what()) << "\n";
   print_causes(error);
   return 1;
 }
@@ -198,7 +199,7 @@ int LightningCLI::run(const std::string& program, const std::vector<std::string>
     std::cerr << cli::usage(*program_, line.subcommand())
               << "tip: for all options run: " << program_->name
               << (line.subcommand().empty() ? "" : " ") << line.subcommand()
-              << " --help\nerror: " << error.what() << std::endl;
+              << " --help\nerror: " << escaped_lines(error.what()) << std::endl;
     return 2;
   } catch (const std::exception& error) {
     return failed(error);

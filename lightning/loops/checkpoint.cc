@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lightning/errors.h"
+#include "lightning/escaped.h"
 #include "lightning/hparams_state.h"
 #include "lightning/log.h"
 #include "lightning/version.h"
@@ -120,7 +121,7 @@ void restore_modules_and_callbacks(Run& run, State& checkpoint) {
   }
   if (!unknown.empty()) {
     warn("The checkpoint holds state of callbacks that this Trainer does not have: " +
-         join(unknown) + ". Add them to resume them too.");
+         escaped(join(unknown)) + ". Add them to resume them too.");
   }
   run.call_callbacks(Hook::on_load_checkpoint, [&](Callback& callback) {
     callback.on_load_checkpoint(run.trainer_ref(), *run.module, checkpoint);

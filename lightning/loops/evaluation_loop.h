@@ -42,7 +42,6 @@ class EvaluationLoop {
   void load_state_dict(const State& state);
   void set_restarting(bool restarting) { restarting_ = restarting; }
   void teardown();
-  std::shared_ptr<CombinedLoader> loader() const { return data_ ? data_->loader : nullptr; }
 
  private:
   struct Hooks;

@@ -463,6 +463,7 @@ void FitLoop::validate() {
   generators_before_validation_ = generator_states();
   flags_before_validation_ = flags();
   val_loop_before_validation_ = val_loop_.state_dict();
+  metrics_before_validation_ = registered_metrics_state();
   run_.fit.place = FitPlace::kBeforeValidation;
   run_.stage = RunningStage::kValidating;
   if (!run_.should_accumulate()) {

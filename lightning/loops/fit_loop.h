@@ -84,6 +84,10 @@ class FitLoop {
   };
   Flags flags() const;
   void set_flags(const Flags& flags);
+  // Of the metrics that the module has registered; None for one that the end of the evaluation
+  // which runs will empty.
+  State registered_metrics_state() const;
+  void load_registered_metrics_state(const State& state);
 
   Run& run_;
   EvaluationLoop val_loop_;
@@ -99,6 +103,7 @@ class FitLoop {
   std::vector<std::pair<std::string, at::Tensor>> generators_before_validation_;
   Flags flags_before_validation_;
   State val_loop_before_validation_;
+  State metrics_before_validation_;
 
   Flags flags_at_start_, flags_at_end_;  // of run()
 

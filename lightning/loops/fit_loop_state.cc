@@ -99,6 +99,29 @@ void FitLoop::set_flags(const Flags& flags) {
   }
 }
 
+State FitLoop::registered_metrics_state() const {
+  auto* const results = run_.results();
+  const bool evaluating = results != nullptr && results != &results_;
+  auto all = State::dict();
+  for (const auto& [name, metric] : run_.module->registered_metrics()) {
+    all[name] = evaluating && results->resets(*metric) ? State() : metric->state_dict();
+  }
+  return all;
+}
+
+void FitLoop::load_registered_metrics_state(const State& state) {
+  for (const auto& [name, metric] : run_.module->registered_metrics()) {
+    const auto* saved = state.find(name);
+    if (saved == nullptr) {
+      warn(str("The checkpoint holds nothing of the metric \"", name, "\", which begins anew."));
+    } else if (saved->is_none()) {
+      metric->reset();
+    } else {
+      metric->load_state_dict(*saved);
+    }
+  }
+}
+
 namespace {
 
 // What hooks have set since fit began; what the module's constructor sets may be another by now.
@@ -119,9 +142,8 @@ State FitLoop::exact_state() {
   if (place == FitPlace::kOutside) return {};
   const bool validating = place == FitPlace::kBeforeValidation || place == FitPlace::kValidationEnd;
   auto generators = State::dict();
-  const auto now = generator_states();
   for (const auto& [device, state] :
-       place == FitPlace::kBeforeValidation ? generators_before_validation_ : now) {
+       place == FitPlace::kBeforeValidation ? generators_before_validation_ : generator_states()) {
     generators[device] = state;
   }
   // After fit the user may set the module to eval mode.
@@ -133,6 +155,7 @@ State FitLoop::exact_state() {
   const bool batches_done = !in_epoch(place) || run_.num_ready_batches_reached();
   const bool ends = batches_done || run_.max_steps_reached() || run_.should_stop;
   const bool between = place == FitPlace::kEpochBoundary;  // all values are forgotten
+  const auto& metrics = run_.module->registered_metrics();
   State positions;
   if (data_ && data_->loader->is_stateful()) {
     positions = data_->loader->state_dict();
@@ -149,18 +172,20 @@ State FitLoop::exact_state() {
       positions = data_->loader->after_pass(positions);
     }
   }
-  auto rank =
-      State::dict({{"generators", std::move(generators)},
-                   {"loader_positions", std::move(positions)},
-                   {"training", changes(flags_at_start_.training, is.training)},
-                   {"requires_grad", changes(flags_at_start_.requires_grad, requires_grad)},
-                   {"gradients", run_.gradients_state()},
-                   {"metrics", run_.metrics_state()},
-                   {"results", between ? ResultCollection(true).state_dict(false)
-                                       : results_.state_dict(/*compute=*/ends)},
-                   {"place_in_batches", validating ? place_in_batches_ : run_.save_batch_place()},
-                   {"val_loop", place == FitPlace::kBeforeValidation ? val_loop_before_validation_
-                                                                     : val_loop_.state_dict()}});
+  auto rank = State::dict(
+      {{"generators", std::move(generators)},
+       {"loader_positions", std::move(positions)},
+       {"training", changes(flags_at_start_.training, is.training)},
+       {"requires_grad", changes(flags_at_start_.requires_grad, requires_grad)},
+       {"gradients", run_.gradients_state()},
+       {"metrics", run_.metrics_state()},
+       {"results", between ? ResultCollection(true).state_dict(false, metrics)
+                           : results_.state_dict(/*compute=*/ends, metrics)},
+       {"registered_metrics", place == FitPlace::kBeforeValidation ? metrics_before_validation_
+                                                                   : registered_metrics_state()},
+       {"place_in_batches", validating ? place_in_batches_ : run_.save_batch_place()},
+       {"val_loop", place == FitPlace::kBeforeValidation ? val_loop_before_validation_
+                                                         : val_loop_.state_dict()}});
   const auto& settings = run_.settings;
   const State windows = in_epoch(place) && settings.accumulation_changed
                             ? State(settings.accumulate_grad_batches)
@@ -243,7 +268,9 @@ void FitLoop::rewind_counts() {
 
 void FitLoop::restore_exact_state() {
   const auto& rank = rank_state();
-  results_.load_state_dict(rank.at("results"));
+  if (const auto* metrics = rank.find("registered_metrics"))
+    load_registered_metrics_state(*metrics);
+  results_.load_state_dict(rank.at("results"), run_.module->registered_metrics());
   run_.load_metrics_state(rank.at("metrics"));
   run_.restore_batch_place(static_cast<int>(rank.at("place_in_batches").as_int()));
   run_.load_gradients_state(rank.at("gradients"));

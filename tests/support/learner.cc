@@ -60,6 +60,9 @@ Learner::Learner(bool by_hand) : by_hand(by_hand) {
   dropout = register_module("dropout", torch::nn::Dropout(0.4));
   last = register_module("last", torch::nn::Linear(16, 1));
   average = register_buffer("average", torch::zeros({1}));
+  register_metric("whole", whole);
+  register_metric("val_whole", val_whole);
+  register_metric("all_along", all_along);
 }
 
 at::Tensor Learner::loss(const Batch& batch) {
@@ -76,6 +79,8 @@ StepOutput Learner::training_step(const Batch& batch, int64_t batch_idx) {
   mean(value.detach());
   log("mean", mean, LogOptions().on_step(true).on_epoch(true));
   log("mean_again", mean, LogOptions().on_step(false).on_epoch(true));
+  whole.update(value.detach());
+  all_along.update(value.detach());
   if (!by_hand) return value;
   auto all = optimizers();
   manual_backward(value / 2);
@@ -99,15 +104,23 @@ void Learner::on_train_epoch_start() {
 }
 
 StepOutput Learner::validation_step(const Batch& batch, int64_t) {
-  log("val_loss", loss(batch) + at::rand({}) * 0.01);
+  const auto value = loss(batch);
+  log("val_loss", value + at::rand({}) * 0.01);
+  val_whole.update(value);
   return {};
 }
+
+void Learner::on_validation_epoch_end() { log("val_whole", val_whole); }
 
 void Learner::on_validation_end() {
   if (!trainer().sanity_checking()) average.add_(at::rand({1}), 0.01);
 }
 
-void Learner::on_train_epoch_end() { log("at_end", at::rand({})); }
+void Learner::on_train_epoch_end() {
+  log("at_end", at::rand({}));
+  log("whole", whole);
+  log("all_along", all_along.compute());
+}
 
 Optimizers Learner::configure_optimizers() {
   auto ends = std::vector<at::Tensor>{last->weight, last->bias};

@@ -32,6 +32,7 @@ struct Learner : LightningModule {
   void on_train_epoch_start() override;
   void on_train_epoch_end() override;
   StepOutput validation_step(const Batch& batch, int64_t batch_idx) override;
+  void on_validation_epoch_end() override;
   void on_validation_end() override;
   Optimizers configure_optimizers() override;
 
@@ -41,6 +42,7 @@ struct Learner : LightningModule {
   torch::nn::Dropout dropout{nullptr};
   at::Tensor average;
   Mean mean;
+  Mean whole, val_whole, all_along;  // registered; the last is never emptied
 };
 
 }  // namespace lightning::testing

@@ -10,6 +10,7 @@
 
 #include "lightning/checkpoint/mapped_file.h"
 #include "lightning/errors.h"
+#include "lightning/escaped.h"
 #include "lightning/log.h"
 #include "lightning/version.h"
 #include "tools/lightning/convert.h"
@@ -125,6 +126,25 @@ int run_verify(const std::vector<std::string>& paths, std::ostream& out) {
   return status;
 }
 
+// A word that is no subcommand where one is expected.
+void check_subcommands(const CLI::App& app, const std::vector<std::string>& arguments) {
+  const auto* at = &app;
+  for (const auto& word : arguments) {
+    const auto known = at->get_subcommands([](const CLI::App*) { return true; });
+    if (known.empty()) return;
+    if (!word.empty() && word[0] == '-') continue;
+    const auto next = std::find_if(known.begin(), known.end(),
+                                   [&](const CLI::App* one) { return one->check_name(word); });
+    if (next == known.end()) {
+      std::vector<std::string> names;
+      for (const auto* one : known) names.push_back(one->get_name());
+      throw MisconfigurationError(str("\"", word, "\" is no command of `", at->get_name(),
+                                      "`. Known: ", join(names), ".", did_you_mean(word, names)));
+    }
+    at = *next;
+  }
+}
+
 // The lines of the library, which may hold text from a file, without harm.
 class EscapedLog {
  public:
@@ -155,6 +175,7 @@ int run(const std::vector<std::string>& arguments, std::ostream& out, std::ostre
   auto* verify = add_verify(*checkpoint, verify_paths);
 
   try {
+    check_subcommands(app, arguments);
     auto reversed = arguments;  // as CLI11 takes them
     std::reverse(reversed.begin(), reversed.end());
     app.parse(reversed);
@@ -163,6 +184,9 @@ int run(const std::vector<std::string>& arguments, std::ostream& out, std::ostre
     const int status = app.exit(error, text, text);
     (status == 0 ? out : err) << (status == 0 ? "" : "error: ") << text.str();
     return status == 0 ? 0 : kMisused;
+  } catch (const MisconfigurationError& error) {
+    err << "error: " << message_of(error) << '\n';
+    return kMisused;
   }
   try {
     if (*verify) return run_verify(verify_paths, out);

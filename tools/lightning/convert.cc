@@ -20,6 +20,7 @@
 #include "lightning/checkpoint/safetensors.h"
 #include "lightning/checkpoint/torch_file.h"
 #include "lightning/errors.h"
+#include "lightning/escaped.h"
 #include "lightning/version.h"
 #include "tools/lightning/checkpoint_view.h"
 #include "tools/lightning/shown_text.h"

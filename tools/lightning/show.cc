@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "lightning/errors.h"
+#include "lightning/escaped.h"
 #include "lightning/terminal.h"
 #include "tools/lightning/shown_text.h"
 
