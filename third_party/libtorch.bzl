@@ -4,7 +4,7 @@ The interpreter is .venv/bin/python of this repository (`make setup` makes it), 
 else python3. Only headers are linked into the repository; libraries are found by -L and rpath,
 which spares Bazel the hashing of a gigabyte. On another machine with the same torch,
 LD_LIBRARY_PATH=<torch>/lib goes before that rpath (and the lib folders of nvidia/cu13 and
-nvidia/nccl beside it, for a program that calls CUDA's runtime or NCCL itself).
+nvidia/nccl beside it, for a program that calls CUDA's runtime, cuBLASLt or NCCL itself).
 
 Targets and files:
   @libtorch             cc_library: headers as system includes, so that our warnings are ours alone
@@ -61,9 +61,9 @@ def _link_cuda(rctx, nvidia):
     linkopts = []
     if not nvidia.exists:
         return folders, linkopts
-    for name, header, library in [
-        ("cuda", "cuda_runtime_api.h", "libcudart.so."),
-        ("nccl", "nccl.h", "libnccl.so."),
+    for name, header, libraries in [
+        ("cuda", "cuda_runtime_api.h", ["libcudart.so.", "libcublasLt.so."]),
+        ("nccl", "nccl.h", ["libnccl.so."]),
     ]:
         for package in nvidia.readdir():
             include = package.get_child("include")
@@ -72,9 +72,10 @@ def _link_cuda(rctx, nvidia):
             rctx.symlink(include, name)
             folders.append(name)
             lib_dir = package.get_child("lib")
+            linkopts += ["-L%s" % lib_dir, "-Wl,-rpath,%s" % lib_dir]
             for file in lib_dir.readdir():
-                if file.basename.startswith(library):  # pip's packages have no unversioned name
-                    linkopts += ["-L%s" % lib_dir, "-Wl,-rpath,%s" % lib_dir, "-l:" + file.basename]
+                if any([file.basename.startswith(one) for one in libraries]):
+                    linkopts.append("-l:" + file.basename)  # pip's packages have no unversioned name
             break
     return folders, linkopts
 

@@ -1,0 +1,23 @@
+// Token and position embeddings in one pass.
+#pragma once
+
+#include "lightning/cuda/kernel.h"
+
+namespace lightning::cuda {
+
+struct Embed {
+  Dtype dtype = Dtype::kFloat;
+  const int64_t* tokens = nullptr;      // [rows]; row r has the position r % time
+  const void* token_rows = nullptr;     // [vocabulary, width], contiguous
+  const void* position_rows = nullptr;  // [at least time, width], contiguous
+  void* out = nullptr;                  // [rows, width]
+  int64_t rows = 0;
+  int64_t time = 0;
+  int64_t width = 0;
+  int64_t vocabulary = 0;
+};
+
+// A token outside the vocabulary stops the device with a message, as at::embedding's does.
+void embed(const Embed& arguments, Stream stream);
+
+}  // namespace lightning::cuda
