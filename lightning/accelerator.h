@@ -10,10 +10,15 @@
 #include <variant>
 #include <vector>
 
+#include "lightning/scope.h"
+
 namespace lightning {
 
 // The `devices` flag: "auto", "0,1", a count, -1 for all, or a list of indices.
 using DevicesFlag = std::variant<std::string, int64_t, std::vector<int64_t>>;
+
+// What becomes of an operator for which the host waits until the device is done.
+enum class OnSync : uint8_t { kNothing, kWarn, kError };
 
 class Accelerator {
  public:
@@ -37,6 +42,9 @@ class Accelerator {
   virtual std::vector<std::pair<std::string, double>> device_stats(c10::Device) const = 0;
   virtual int64_t peak_memory_bytes(c10::Device) const { return 0; }
   virtual void synchronize(c10::Device) const {}
+  // While the scope lives, an operator on any thread that makes the host wait warns, or throws
+  // c10::Error. Null where there is no device that works beside the host.
+  virtual Scope sync_debug_scope(OnSync) const { return nullptr; }
   virtual void teardown() {}
 };
 

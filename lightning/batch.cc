@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "lightning/device_transfer.h"
 #include "lightning/errors.h"
 
 namespace lightning {
@@ -168,10 +169,17 @@ void Batch::for_each_tensor(const std::function<void(const at::Tensor&)>& f) con
 }
 
 Batch Batch::to(at::Device device) const {
-  return apply([&](const at::Tensor& tensor) {
+  const auto move = [&](const at::Tensor& tensor) {
     return tensor.device() == device ? tensor
                                      : tensor.to(device, /*non_blocking=*/!device.is_cpu());
+  };
+  if (!device.is_cuda()) return apply(move);
+  DeviceTransfer transfer(device);
+  auto moved = apply([&](const at::Tensor& tensor) {
+    return tensor.device().is_cpu() ? transfer.copy(tensor) : move(tensor);
   });
+  transfer.join();
+  return moved;
 }
 
 Batch Batch::to_floating(at::ScalarType dtype) const {

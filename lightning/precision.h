@@ -25,6 +25,8 @@ struct OptimizerStep {
   std::function<at::Tensor()> closure;
   // on_before_optimizer_step and clipping; after the closure, before the update.
   std::function<void()> after_closure;
+  // In manual optimization backward ran before the closure, which then gives no loss.
+  bool manual = false;
 };
 
 class Precision {

@@ -15,15 +15,39 @@
 namespace lightning {
 namespace {
 
-// Defined gradients of an optimizer's parameters.
-std::vector<at::Tensor> gradients(torch::optim::Optimizer& optimizer) {
-  std::vector<at::Tensor> all;
+// Gradients of an optimizer's parameters, in lists of one device and dtype, for which foreach
+// operators have one kernel. In the order of the first of each.
+using GradientLists = std::vector<std::vector<at::Tensor>>;
+
+GradientLists gradients(torch::optim::Optimizer& optimizer) {
+  GradientLists lists;
+  const auto list_for = [&lists](const at::Tensor& gradient) -> std::vector<at::Tensor>& {
+    for (auto& list : lists) {
+      if (list[0].device() == gradient.device() &&
+          list[0].scalar_type() == gradient.scalar_type()) {
+        return list;
+      }
+    }
+    return lists.emplace_back();
+  };
   for (auto& group : optimizer.param_groups()) {
     for (auto& parameter : group.params()) {
-      if (parameter.grad().defined()) all.push_back(parameter.grad());
+      const auto& gradient = parameter.grad();
+      if (gradient.defined()) list_for(gradient).push_back(gradient);
     }
   }
-  return all;
+  return lists;
+}
+
+// Of all gradients, on the device of the first.
+at::Tensor norm_of(const GradientLists& lists) {
+  std::vector<at::Tensor> norms;
+  for (const auto& list : lists) {
+    for (const auto& norm : at::_foreach_norm(list)) {
+      norms.push_back(norm.to(lists[0][0].device()));
+    }
+  }
+  return at::linalg_vector_norm(at::stack(norms), 2);
 }
 
 }  // namespace
@@ -64,25 +88,29 @@ at::Tensor Strategy::optimizer_step(const OptimizerStep& step) {
 
 at::Tensor Strategy::gradient_norm(torch::optim::Optimizer& optimizer) {
   const at::NoGradGuard no_grad;
-  const auto grads = gradients(optimizer);
-  if (grads.empty()) return at::zeros({}, at::TensorOptions().device(root_device()));
-  return at::linalg_vector_norm(at::stack(at::_foreach_norm(grads)), 2);
+  const auto lists = gradients(optimizer);
+  if (lists.empty()) return at::zeros({}, at::TensorOptions().device(root_device()));
+  return norm_of(lists);
 }
 
-// As torch.nn.utils.clip_grad_norm_ and clip_grad_value_ do: the factor is on the device, so that
-// nothing waits for the norm.
+// As torch.nn.utils.clip_grad_norm_ and clip_grad_value_ do, to the bit: the factor is on the
+// device, so that nothing waits for the norm.
 void Strategy::clip_gradients(torch::optim::Optimizer& optimizer, double limit,
                               ClipAlgorithm algorithm) {
   const at::NoGradGuard no_grad;
-  const auto grads = gradients(optimizer);
-  if (grads.empty()) return;
+  const auto lists = gradients(optimizer);
+  if (lists.empty()) return;
   if (algorithm == ClipAlgorithm::kValue) {
-    at::_foreach_clamp_min_(grads, -limit);
-    at::_foreach_clamp_max_(grads, limit);
+    for (const auto& list : lists) {
+      at::_foreach_clamp_min_(list, -limit);
+      at::_foreach_clamp_max_(list, limit);
+    }
     return;
   }
-  const auto factor = at::clamp_max(limit / (gradient_norm(optimizer) + 1e-6), 1.0);
-  at::_foreach_mul_(grads, factor.to(grads[0].device()));
+  const auto factor = gradient_norm(optimizer).add(1e-6).reciprocal().mul(limit).clamp_max(1.0);
+  for (const auto& list : lists) {
+    at::_foreach_mul_(list, factor.to(list[0].device()));
+  }
 }
 
 std::shared_ptr<Loader> Strategy::process_dataloader(std::shared_ptr<Loader> loader) {

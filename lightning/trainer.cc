@@ -386,6 +386,7 @@ auto Trainer::Engine::run_call(Call call, RunStage&& run_stage) -> decltype(run_
     run.strategy_->barrier("run-stage");
     run.module->zero_grad();
     run.executor->reset();
+    if (run.fitting()) run.executor->start(run.strategy_->root_device());
 
     auto results = run_stage();
 

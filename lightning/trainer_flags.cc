@@ -288,6 +288,14 @@ Settings check_flags(const TrainerOptions& options) {
   settings.inference_mode = options.inference_mode();
   settings.use_distributed_sampler = options.use_distributed_sampler();
   settings.detect_anomaly = options.detect_anomaly();
+  settings.sync_debug_mode = options.sync_debug_mode();
+  const std::vector<std::string> sync_modes{"default", "warn", "error"};
+  if (std::find(sync_modes.begin(), sync_modes.end(), settings.sync_debug_mode) ==
+      sync_modes.end()) {
+    refuse(
+        "sync_debug_mode", '"' + settings.sync_debug_mode + '"',
+        "\"default\", \"warn\" or \"error\"" + did_you_mean(settings.sync_debug_mode, sync_modes));
+  }
   settings.barebones = options.barebones();
   settings.autolog_hparams = options.enable_autolog_hparams();
   settings.default_root_dir = options.default_root_dir() ? expand_path(*options.default_root_dir())

@@ -155,6 +155,10 @@ struct TrainerOptions : Options<TrainerOptions> {
   OPTION(std::optional<Part<Profiler>>, profiler, std::nullopt,
          "Times the parts of a run: simple.");
   OPTION(bool, detect_anomaly, false, "Finds the operator whose backward gave NaN. Slow.");
+  OPTION(
+      std::string, sync_debug_mode, "default",
+      "What becomes of an operator in a training step that waits for the GPU: nothing (default), "
+      "a warning (warn) or an error (error).");
   OPTION(bool, barebones, false, "Turns off all that costs time beside training.");
   OPTION(std::vector<Plugin>, plugins, {},
          "Precision, checkpoint IO (AsyncCheckpointIO) or cluster environment (SLURMEnvironment).");
@@ -163,7 +167,8 @@ struct TrainerOptions : Options<TrainerOptions> {
          "Asks for new data loaders every n epochs; 0 for never.");
   OPTION(std::optional<std::string>, default_root_dir, std::nullopt,
          "Folder for logs and checkpoints. The working directory where not given.");
-  OPTION(std::optional<Part<StepExecutor>>, compile, std::nullopt, "How a step is run: eager.");
+  OPTION(std::optional<Part<StepExecutor>>, compile, std::nullopt,
+         "How a step is run: eager, or cuda_graph, which records steps and replays them.");
   OPTION(bool, enable_autolog_hparams, true,
          "Whether hyper-parameters are sent to the loggers at the start.");
 };

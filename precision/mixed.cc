@@ -3,10 +3,15 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/DefaultDtype.h>
 #include <c10/util/Exception.h>
+#include <torch/optim/lbfgs.h>
+
+#include <utility>
 
 #include "lightning/errors.h"
 #include "lightning/log.h"
+#include "lightning/optim/fused_step.h"
 #include "lightning/registry.h"
+#include "precision/bf16_support.h"
 
 namespace lightning {
 namespace {
@@ -43,11 +48,18 @@ class AutocastGuard {
 
 }  // namespace
 
-MixedPrecision::MixedPrecision(const std::string& name)
-    : name_(name), dtype_(name == "bf16-mixed" ? at::kBFloat16 : at::kHalf) {
+MixedPrecision::MixedPrecision(const std::string& name, std::shared_ptr<GradScaler> scaler)
+    : name_(name),
+      dtype_(name == "bf16-mixed" ? at::kBFloat16 : at::kHalf),
+      scaler_(std::move(scaler)) {
   if (name != "16-mixed" && name != "bf16-mixed") {
     throw MisconfigurationError(
         str("MixedPrecision got \"", name, "\", expected \"16-mixed\" or \"bf16-mixed\"."));
+  }
+  if (scaler_ != nullptr && name == "bf16-mixed") {
+    throw MisconfigurationError(
+        "MixedPrecision got \"bf16-mixed\" and a gradient scaler, which bfloat16 does not need: it "
+        "has the range of float32. Leave the scaler out, or use \"16-mixed\".");
   }
 }
 
@@ -56,19 +68,19 @@ void MixedPrecision::set_device(c10::Device device) {
     throw MisconfigurationError(str("precision \"", name_, "\" got the device ", device,
                                     ", expected cpu or cuda. Use \"32-true\" there."));
   }
-  if (name_ == "16-mixed" && device.is_cuda()) {
-    throw MisconfigurationError(
-        "precision \"16-mixed\" on a GPU needs a gradient scaler, which is not built yet. Use "
-        "\"bf16-mixed\", which needs none, or \"32-true\".");
-  }
-  if (name_ == "16-mixed") {
+  if (name_ == "16-mixed" && scaler_ == nullptr && device.is_cpu()) {
     warn(
         "You passed `Trainer(accelerator='cpu', precision='16-mixed')` but AMP with fp16 is not "
         "supported on CPU. Using `precision='bf16-mixed'` instead.");
     name_ = "bf16-mixed";
     dtype_ = at::kBFloat16;
   }
+  if (dtype_ == at::kBFloat16) check_bf16(name_, "\"16-mixed\" or \"32-true\"", device);
+  if (dtype_ == at::kHalf && scaler_ == nullptr) scaler_ = std::make_shared<GradScaler>();
+  copies_ = device.is_cuda() ? std::make_unique<WorkingCopies>(dtype_) : nullptr;
   device_type_ = device.type();
+  info(str("Using ", dtype_ == at::kHalf ? "16bit" : "bfloat16",
+           " Automatic Mixed Precision (AMP)"));
 }
 
 Batch MixedPrecision::convert_output(Batch output) {
@@ -79,7 +91,59 @@ Scope MixedPrecision::forward_context() {
   TORCH_CHECK(device_type_,
               "MixedPrecision was asked for its forward context before "
               "set_device() told it for which kind of device.");
-  return make_scope<AutocastGuard>(*device_type_, dtype_);
+  if (copies_ == nullptr) return make_scope<AutocastGuard>(*device_type_, dtype_);
+  return make_scope<std::pair<Scope, AutocastGuard>>(
+      std::piecewise_construct, std::forward_as_tuple(WorkingCopies::use(copies_.get())),
+      std::forward_as_tuple(*device_type_, dtype_));
+}
+
+at::Tensor MixedPrecision::scale_loss(at::Tensor loss) {
+  return scaler_ != nullptr ? scaler_->scale(loss) : loss;
+}
+
+at::Tensor MixedPrecision::optimizer_step(const OptimizerStep& step) {
+  if (scaler_ != nullptr) return scaled_step(step);
+  StepAids aids;
+  aids.copies = copies_.get();
+  return fused_step(
+      step.optimizer,
+      [&step] {
+        auto loss = step.closure();
+        step.after_closure();
+        return loss;
+      },
+      aids);
+}
+
+at::Tensor MixedPrecision::scaled_step(const OptimizerStep& step) {
+  if (dynamic_cast<torch::optim::LBFGS*>(&step.optimizer) != nullptr) {
+    throw MisconfigurationError(
+        "AMP and the LBFGS optimizer are not compatible: LBFGS runs the model several times in a "
+        "step, and \"16-mixed\" decides by the gradients of one run whether to step. Use "
+        "\"bf16-mixed\" or \"32-true\", or another optimizer.");
+  }
+  // Also where an exception ends the step, which may be done again.
+  const Scope done = scope_exit([this] { scaler_->abandon(); });
+  auto loss = step.closure();
+  const bool skipped = !loss.defined() && !step.manual;
+  if (!skipped) scaler_->unscale_(step.optimizer);
+  step.after_closure();
+  if (skipped) return loss;
+  scaler_->step(step.optimizer, copies_.get());
+  scaler_->update();
+  return loss;
+}
+
+State MixedPrecision::state_dict() const {
+  return scaler_ != nullptr ? scaler_->state_dict() : State();
+}
+
+void MixedPrecision::load_state_dict(const State& state) {
+  if (scaler_ != nullptr) scaler_->load_state_dict(state);
+}
+
+void MixedPrecision::teardown() {
+  if (copies_ != nullptr) copies_->clear();
 }
 
 namespace {
@@ -96,7 +160,8 @@ const Registration<Precision> kBF16Mixed{
     [] { return std::make_unique<MixedPrecision>("bf16-mixed"); }};
 const Registration<Precision> k16Mixed{
     "16-mixed",
-    "Parameters in float32, matrix products in float16; on a CPU the same as bf16-mixed.",
+    "Parameters in float32, matrix products in float16, with a gradient scaler; on a CPU the same "
+    "as bf16-mixed.",
     [] { return std::make_unique<MixedPrecision>("16-mixed"); }};
 const Registration<Precision> kBF16{"bf16", "An old name of bf16-mixed.",
                                     [] { return make_legacy("bf16", "bf16-mixed"); }};

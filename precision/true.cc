@@ -5,6 +5,7 @@
 
 #include "lightning/errors.h"
 #include "lightning/registry.h"
+#include "precision/bf16_support.h"
 #include "precision/default_dtype.h"
 
 namespace lightning {
@@ -40,6 +41,10 @@ HalfPrecision::HalfPrecision(const std::string& name)
     throw MisconfigurationError(
         str("HalfPrecision got \"", name, "\", expected \"16-true\" or \"bf16-true\"."));
   }
+}
+
+void HalfPrecision::set_device(c10::Device device) {
+  if (parameter_dtype() == at::kBFloat16) check_bf16(name(), "\"16-true\" or \"32-true\"", device);
 }
 
 namespace {

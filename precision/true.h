@@ -42,6 +42,9 @@ class HalfPrecision : public TruePrecision {
  public:
   // Errors: MisconfigurationError for a name other than these two.
   explicit HalfPrecision(const std::string& name = "16-true");
+
+  // Errors: MisconfigurationError for "bf16-true" on a GPU that has no bfloat16.
+  void set_device(c10::Device device) override;
 };
 
 }  // namespace lightning

@@ -5,7 +5,6 @@
 #include <ATen/Context.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
-#include <dlfcn.h>
 #include <torch/cuda.h>
 
 #include <algorithm>
@@ -14,9 +13,16 @@
 #include <sstream>
 
 #include "lightning/accelerator.h"
+#include "lightning/accelerators/nvidia.h"
 #include "lightning/errors.h"
 #include "lightning/log.h"
 #include "lightning/registry.h"
+
+// Only a LibTorch with CUDA installs the first header, and the toolkit's own may be missing.
+#if __has_include(<c10/cuda/impl/cuda_cmake_macros.h>) && __has_include(<cuda_runtime_api.h>)
+#include <c10/cuda/CUDAFunctions.h>
+#define LIGHTNING_SYNC_DEBUG_
+#endif
 
 namespace lightning {
 namespace {
@@ -49,21 +55,24 @@ void add(Stats& stats, const std::string& name, const c10::CachingAllocator::Sta
   add(stats, name + ".large_pool", pools[static_cast<size_t>(Type::LARGE_POOL)]);
 }
 
-// As the driver names it; empty where LibTorch has not loaded a driver.
-std::string driver_name(c10::DeviceIndex index) {
-  void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
-  if (driver == nullptr) return "";
-  using GetDevice = int (*)(int* device, int ordinal);
-  using GetName = int (*)(char* name, int length, int device);
-  const auto get_device = reinterpret_cast<GetDevice>(dlsym(driver, "cuDeviceGet"));
-  const auto get_name = reinterpret_cast<GetName>(dlsym(driver, "cuDeviceGetName"));
-  char name[256] = "";
-  int device = 0;
-  const bool found = get_device != nullptr && get_name != nullptr &&
-                     get_device(&device, index) == 0 && get_name(name, sizeof(name), device) == 0;
-  dlclose(driver);
-  return found ? name : "";
-}
+#ifdef LIGHTNING_SYNC_DEBUG_
+// Holds for all threads of the program.
+class SyncDebugGuard {
+ public:
+  explicit SyncDebugGuard(OnSync on_sync) : before_(state().get_sync_debug_mode()) {
+    state().set_sync_debug_mode(on_sync == OnSync::kWarn ? Mode::L_WARN : Mode::L_ERROR);
+  }
+  ~SyncDebugGuard() { state().set_sync_debug_mode(before_); }
+  SyncDebugGuard(const SyncDebugGuard&) = delete;
+  SyncDebugGuard& operator=(const SyncDebugGuard&) = delete;
+
+ private:
+  using Mode = c10::cuda::SyncDebugMode;
+  static c10::cuda::WarningState& state() { return c10::cuda::warning_state(); }
+
+  Mode before_;
+};
+#endif
 
 std::string shown(const DevicesFlag& devices) {
   if (const auto* count = std::get_if<int64_t>(&devices)) return str(*count);
@@ -169,11 +178,44 @@ class CUDAAccelerator : public Accelerator {
   }
 
   std::string device_name(c10::Device device) const override {
-    return torch::cuda::device_count() == 0 ? "" : driver_name(index_of(device));
+    return torch::cuda::device_count() == 0 ? "" : nvidia::gpu_name(index_of(device));
   }
 
-  // The keys of `torch.cuda.memory_stats`, in its order.
+  // The keys of `torch.cuda.memory_stats`, in its order; behind them the use of the GPU, where its
+  // driver tells.
   Stats device_stats(c10::Device device) const override {
+    if (torch::cuda::device_count() == 0) return {};
+    Stats stats = memory_stats(device);
+    for (auto& item : nvidia::gpu_use(index_of(device))) stats.push_back(std::move(item));
+    return stats;
+  }
+
+  // Of tensors, as `torch.cuda.max_memory_allocated`; what the allocator keeps in reserve is not
+  // in.
+  int64_t peak_memory_bytes(c10::Device device) const override {
+    auto* memory = allocator();
+    if (memory == nullptr) return 0;
+    const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    return memory->getDeviceStats(index_of(device)).allocated_bytes[all].peak;
+  }
+
+  void synchronize(c10::Device device) const override {
+    if (allocator() != nullptr) torch::cuda::synchronize(index_of(device));
+  }
+
+  // Gives memory that is kept for later tensors back to the device.
+  void teardown() override {
+    if (auto* memory = allocator()) memory->emptyCache();
+  }
+
+#ifdef LIGHTNING_SYNC_DEBUG_
+  Scope sync_debug_scope(OnSync on_sync) const override {
+    return on_sync == OnSync::kNothing ? nullptr : make_scope<SyncDebugGuard>(on_sync);
+  }
+#endif
+
+ private:
+  static Stats memory_stats(c10::Device device) {
     Stats stats;
     auto* memory = allocator();
     if (memory == nullptr) return stats;
@@ -197,24 +239,6 @@ class CUDAAccelerator : public Accelerator {
     stats.emplace_back("max_split_size", found.max_split_size);
     std::sort(stats.begin(), stats.end());
     return stats;
-  }
-
-  // Of tensors, as `torch.cuda.max_memory_allocated`; what the allocator keeps in reserve is not
-  // in.
-  int64_t peak_memory_bytes(c10::Device device) const override {
-    auto* memory = allocator();
-    if (memory == nullptr) return 0;
-    const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-    return memory->getDeviceStats(index_of(device)).allocated_bytes[all].peak;
-  }
-
-  void synchronize(c10::Device device) const override {
-    if (allocator() != nullptr) torch::cuda::synchronize(index_of(device));
-  }
-
-  // Gives memory that is kept for later tensors back to the device.
-  void teardown() override {
-    if (auto* memory = allocator()) memory->emptyCache();
   }
 };
 

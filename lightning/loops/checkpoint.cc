@@ -15,6 +15,9 @@ namespace {
 // Beside Python's keys, which Python ignores.
 constexpr const char* kExactResume = "exact_resume";
 
+// The gradient scaler's, in files of Lightning before 1.6.
+constexpr const char* kScalerBefore16 = "native_amp_scaling_state";
+
 State loop_state(const BatchProgress& progress, bool with_last) {
   auto batches = progress.state_dict();
   if (!with_last) batches.as_dict().erase("is_last_batch");
@@ -133,7 +136,9 @@ void restore_modules_and_callbacks(Run& run, State& checkpoint) {
 
 void restore_training_state(Run& run, FitLoop& fit_loop, const State& checkpoint) {
   auto& precision = run.strategy_->precision();
-  if (const auto* state = checkpoint.find(precision.state_key())) precision.load_state_dict(*state);
+  for (const auto& key : {precision.state_key(), std::string(kScalerBefore16)}) {
+    if (const auto* state = checkpoint.find(key)) precision.load_state_dict(*state);
+  }
   if (const auto* loops = checkpoint.find("loops")) {
     if (const auto* state = loops->find("fit_loop")) fit_loop.load_state_dict(*state);
   }

@@ -146,6 +146,19 @@ void FitLoop::check_val_interval() {
 
 // ---- The run ------------------------------------------------------------------------------------
 
+OnSync FitLoop::on_sync() const {
+  const auto& mode = run_.settings.sync_debug_mode;
+  return mode == "error" ? OnSync::kError : mode == "warn" ? OnSync::kWarn : OnSync::kNothing;
+}
+
+void FitLoop::check_sync_debug_mode() const {
+  const auto& accelerator = run_.strategy_->accelerator();
+  if (on_sync() == OnSync::kNothing || accelerator.sync_debug_scope(on_sync()) != nullptr) return;
+  warn(str("sync_debug_mode=\"", run_.settings.sync_debug_mode,
+           "\" has no effect with the accelerator \"", accelerator.name(),
+           "\": only a GPU, in a LibTorch built with CUDA, works beside the host."));
+}
+
 void FitLoop::run_sanity_check() {
   if (!enable_validation() || run_.settings.num_sanity_val_steps == 0 || restarting_) return;
   if (resumes_in_epoch()) return;
@@ -176,6 +189,7 @@ void FitLoop::run() {
   if (between_epochs) resume_between_epochs();
   if (!resumes_in_epoch() && done()) return;
   if (is_zero(run_.settings.limit_train_batches)) return;
+  check_sync_debug_mode();
   if (!resumes() && !between_epochs) find_restart();
   const auto generators = generator_states();
   const auto flags_at_boundary = flags();
@@ -423,6 +437,8 @@ bool FitLoop::run_batch() {
       fit.batch.started();
       output = run_.profile([] { return std::string("run_training_batch"); },
                             [&] {
+                              const Scope no_waiting =
+                                  run_.strategy_->accelerator().sync_debug_scope(on_sync());
                               return run_.module->automatic_optimization()
                                          ? run_automatic_optimization(run_, batch, batch_idx)
                                          : run_manual_optimization(run_, batch, batch_idx);
@@ -518,6 +534,7 @@ void FitLoop::step_schedulers(const std::string& interval, bool plateau) {
 
 void FitLoop::teardown() {
   iterator_.reset();
+  run_.executor->reset();  // what it recorded holds memory of the device
   val_loop_.teardown();
   if (run_.results() == &results_) run_.set_results(nullptr);
 }

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "lightning/accelerator.h"
 #include "lightning/loops/data_setup.h"
 #include "lightning/loops/evaluation_loop.h"
 #include "lightning/loops/run.h"
@@ -67,6 +68,8 @@ class FitLoop {
   void validate();
   void finish_validation();  // or its absence: what closes a batch
   bool epoch_done();
+  OnSync on_sync() const;
+  void check_sync_debug_mode() const;
   void step_schedulers(const std::string& interval, bool plateau);
   void check_val_interval();
 

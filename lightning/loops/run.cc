@@ -5,14 +5,29 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_set>
 
 #include "lightning/errors.h"
 #include "lightning/line_printer.h"
 #include "lightning/log.h"
 #include "lightning/overrides.h"
+#include "lightning/recording.h"
 
 namespace lightning {
 namespace {
+
+// A tensor that two modules share is there twice in C++'s parameters() and would be stepped twice;
+// Python's gives it once.
+void drop_repeated(torch::optim::Optimizer& optimizer) {
+  std::unordered_set<const void*> seen;
+  for (auto& group : optimizer.param_groups()) {
+    auto& all = group.params();
+    const auto repeated = [&](const at::Tensor& one) {
+      return !seen.insert(one.unsafeGetTensorImpl()).second;
+    };
+    all.erase(std::remove_if(all.begin(), all.end(), repeated), all.end());
+  }
+}
 
 void update(MetricMap& store, const ResultCollection::Values& values) {
   for (const auto& [name, value] : values) store[name] = value.tensor();
@@ -52,6 +67,7 @@ bool Run::should_accumulate() const {
 }
 
 int64_t Run::global_step() const {
+  refuse_in_recording("training_step asks for global_step()");
   if (module == nullptr || module->automatic_optimization()) {
     return fit.optimizer.step.total.completed;
   }
@@ -245,12 +261,50 @@ void Run::add_callback_metric(const std::string& name, double value) {
   callback_metrics_[name] = at::scalar_tensor(value, at::kFloat);
 }
 
+Scope Run::record_log(std::vector<LoggedCall>& calls) {
+  recorded_log_ = &calls;
+  return scope_exit([this] { recorded_log_ = nullptr; });
+}
+
+// A copy, for the step may go on to change the tensor in place.
+void Run::note(const std::string& name, const LogValue& value, const LogOptions& options) {
+  const auto refuse = [&](const char* what) {
+    throw CannotRecord(str("log(\"", name, "\") in training_step ", what));
+  };
+  if (options.enable_graph()) refuse("keeps the autograd graph of its value");
+  if (value.number() != nullptr) refuse("gets a number, which a replay cannot compute");
+  const auto copy = [&](const at::Tensor& tensor) {
+    if (tensor.defined() && tensor.device() != strategy_->root_device()) {
+      refuse("gets a tensor on another device, which a replay cannot compute");
+    }
+    return tensor.defined() ? tensor.detach().clone() : tensor;
+  };
+  if (value.metric() == nullptr) {
+    recorded_log_->push_back({name, LogValue(copy(*value.tensor())), options, {}});
+  } else {
+    recorded_log_->push_back({name, value, options, copy(value.metric()->batch_value())});
+  }
+}
+
+void Run::log_again(const std::vector<LoggedCall>& calls) {
+  if (calls.empty()) return;
+  const HookScope in_step(*this, Hook::training_step);
+  for (const auto& call : calls) {
+    if (call.batch_value.defined()) {
+      // A replay is the metric's forward(), which leaves the batch's value there.
+      const_cast<at::Tensor&>(call.value.metric()->batch_value()) = call.batch_value.clone();
+    }
+    log(call.name, call.value, call.options);
+  }
+}
+
 void Run::log(const std::string& name, const LogValue& value, const LogOptions& given) {
   if (value.number() == nullptr && value.tensor() == nullptr && value.metric() == nullptr) {
     throw MisconfigurationError(str("log(\"", name,
                                     "\") got a metric that is null. Make it before "
                                     "it is logged, in the module's constructor for example."));
   }
+  if (recorded_log_ != nullptr) return note(name, value, given);
   if (settings.barebones) {
     warn_once("log(...) has no effect under Trainer(barebones=true).");
     return;
@@ -291,6 +345,7 @@ void Run::log(const std::string& name, const LogValue& value, const LogOptions& 
 }
 
 void Run::print(const std::string& line) {
+  refuse_in_recording("training_step prints");
   if (!strategy_->is_global_zero()) return;
   for (const auto& callback : callbacks) {
     if (auto* printer = dynamic_cast<LinePrinter*>(callback.get()))
@@ -368,7 +423,8 @@ std::vector<torch::optim::Optimizer*> Run::configure_optimizers() {
             m.configure_gradient_clipping(optimizer.optimizer(), settings.gradient_clip_val,
                                           settings.gradient_clip_algorithm);
           });
-        }};
+        },
+        manual};
     auto loss = strategy_->optimizer_step(request);
     if (manual) fit.manual_step.completed();
     return loss;
@@ -381,6 +437,7 @@ std::vector<torch::optim::Optimizer*> Run::configure_optimizers() {
   optimizers_.clear();
   std::vector<torch::optim::Optimizer*> made;
   for (const auto& config : returned.configs()) {
+    drop_repeated(*config.optimizer);
     optimizers_.push_back(std::make_shared<LightningOptimizer>(config.optimizer, step, toggle));
     made.push_back(config.optimizer.get());
   }
@@ -432,7 +489,30 @@ void Run::clip_gradients(torch::optim::Optimizer& optimizer, std::optional<doubl
                             name == "norm" ? ClipAlgorithm::kNorm : ClipAlgorithm::kValue);
 }
 
+// ---- What a module may ask ----------------------------------------------------------------------
+
+Trainer* Run::trainer() {
+  refuse_in_recording("training_step asks for the trainer");
+  return &trainer_;
+}
+
+int64_t Run::current_epoch() const {
+  refuse_in_recording("training_step asks for current_epoch()");
+  return fit.epoch.current.completed;
+}
+
+std::vector<std::shared_ptr<LightningOptimizer>> Run::optimizers() {
+  refuse_in_recording("training_step asks for its optimizers");
+  return optimizers_;
+}
+
+std::vector<std::shared_ptr<Logger>> Run::loggers() {
+  refuse_in_recording("training_step asks for the loggers");
+  return loggers_;
+}
+
 std::vector<std::shared_ptr<LRScheduler>> Run::lr_schedulers() {
+  refuse_in_recording("training_step asks for the schedules");
   std::vector<std::shared_ptr<LRScheduler>> all;
   for (const auto& config : schedulers) all.push_back(config.scheduler);
   return all;

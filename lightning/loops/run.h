@@ -63,6 +63,15 @@ struct FitProgress {
   std::optional<int64_t> val_check_batch;
 };
 
+// A call of log() in a step that was recorded, with the tensor that holds the value after each
+// replay.
+struct LoggedCall {
+  std::string name;
+  LogValue value;
+  LogOptions options;      // as given
+  at::Tensor batch_value;  // of a metric
+};
+
 class Run : public ModuleHost {
  public:
   explicit Run(Trainer& trainer) : trainer_(trainer) {}
@@ -180,6 +189,11 @@ class Run : public ModuleHost {
   ResultCollection* results() const { return results_; }
   // Forgets a collection that is about to end.
   void drop_results(const ResultCollection* results);
+  // While alive, calls of log() are noted and not carried out.
+  // Errors, in log(): CannotRecord for what a replay could not log.
+  Scope record_log(std::vector<LoggedCall>& calls);
+  // Logs once more what training_step logged when it was recorded.
+  void log_again(const std::vector<LoggedCall>& calls);
   void on_batch_start(const Batch* batch, std::optional<int64_t> dataloader_idx);
   void on_batch_end();
   void epoch_end_reached();
@@ -221,18 +235,19 @@ class Run : public ModuleHost {
 
   // ---- ModuleHost -------------------------------------------------------------------------------
 
-  Trainer* trainer() override { return &trainer_; }
+  // What changes from step to step is refused to a step that is being recorded.
+  Trainer* trainer() override;
   Strategy& strategy() override { return *strategy_; }
-  int64_t current_epoch() const override { return fit.epoch.current.completed; }
+  int64_t current_epoch() const override;
   int64_t global_step() const override;
   void log(const std::string& name, const LogValue& value, const LogOptions& options) override;
   void print(const std::string& line) override;
   void manual_backward(const at::Tensor& loss) override;
   void clip_gradients(torch::optim::Optimizer& optimizer, std::optional<double> limit,
                       const std::optional<std::string>& algorithm) override;
-  std::vector<std::shared_ptr<LightningOptimizer>> optimizers() override { return optimizers_; }
+  std::vector<std::shared_ptr<LightningOptimizer>> optimizers() override;
   std::vector<std::shared_ptr<LRScheduler>> lr_schedulers() override;
-  std::vector<std::shared_ptr<Logger>> loggers() override { return loggers_; }
+  std::vector<std::shared_ptr<Logger>> loggers() override;
 
  private:
   enum class InBatches { kNo, kFirst, kLater };
@@ -249,6 +264,7 @@ class Run : public ModuleHost {
     Hook previous_;
   };
 
+  void note(const std::string& name, const LogValue& value, const LogOptions& options);
   std::string module_action(Hook hook) const;
   std::string datamodule_action(Hook hook) const;
   // Brings the three stores up to date with the collection. They are merged when somebody looks or
@@ -262,6 +278,7 @@ class Run : public ModuleHost {
   Hook hook_ = Hook::none;
   Hook last_logging_hook_ = Hook::none;
   ResultCollection* results_ = nullptr;
+  std::vector<LoggedCall>* recorded_log_ = nullptr;
   InBatches in_batches_ = InBatches::kNo;
   MetricMap callback_metrics_, logged_metrics_, progress_bar_metrics_;
 };

@@ -41,6 +41,7 @@ struct Settings {
   bool inference_mode = true;
   bool use_distributed_sampler = true;
   bool detect_anomaly = false;
+  std::string sync_debug_mode = "default";
   bool barebones = false;
   bool autolog_hparams = true;
   std::string default_root_dir;

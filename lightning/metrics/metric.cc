@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "lightning/errors.h"
+#include "lightning/recording.h"
 #include "lightning/scope.h"
 
 namespace lightning {
@@ -62,10 +63,16 @@ const at::Tensor& Metric::state(size_t index) const {
 }
 
 at::Tensor& Metric::state(size_t index) {
-  return const_cast<at::Tensor&>(static_cast<const Metric*>(this)->state(index));
+  auto& value = const_cast<at::Tensor&>(static_cast<const Metric*>(this)->state(index));
+  // reset() would put another tensor in its place.
+  if (recording() && value.sizes() != entries_[index].initial.sizes()) {
+    refuse_in_recording("the state of a metric takes its shape from the first batch");
+  }
+  return value;
 }
 
 void Metric::append(size_t index, const at::Tensor& values) {
+  refuse_in_recording("a metric keeps rows of every batch");
   entries_.at(index).list.push_back(values.detach());
 }
 
@@ -109,6 +116,9 @@ void Metric::merge(Entry& into, Entry& batch) {
   if (into.reduction == Reduction::kCat) {
     into.list.insert(into.list.end(), batch.list.begin(), batch.list.end());
     return;
+  }
+  if (into.value.sizes() != into.initial.sizes()) {
+    refuse_in_recording("the state of a metric takes its shape from the first batch");
   }
   const auto& one = into.value;
   const auto& other = batch.value;

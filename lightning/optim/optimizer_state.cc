@@ -17,6 +17,7 @@
 #include "lightning/errors.h"
 #include "lightning/log.h"
 #include "lightning/optim/group_values.h"
+#include "lightning/optim/step_count.h"
 
 namespace lightning {
 namespace {
@@ -475,6 +476,7 @@ Loaded read(const Kind& kind, const Optimizer& optimizer, const State& state) {
 
 State optimizer_state_dict(const Optimizer& optimizer) {
   const Kind& kind = kind_of(optimizer);
+  settle_steps(optimizer);
   const auto values = GroupValues::find(optimizer);
   State states = State::dict();
   State::List groups;

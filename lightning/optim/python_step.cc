@@ -1,5 +1,6 @@
 #include "lightning/optim/python_step.h"
 
+#include <ATen/ScalarOps.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/view_as_real.h>
@@ -8,6 +9,7 @@
 #include <torch/optim/adam.h>
 #include <torch/optim/adamw.h>
 #include <torch/optim/rmsprop.h>
+#include <torch/optim/sgd.h>
 
 #include <cmath>
 #include <memory>
@@ -21,6 +23,12 @@ using torch::optim::Optimizer;
 
 at::Tensor as_real(const at::Tensor& tensor) {
   return tensor.is_complex() ? at::view_as_real(tensor) : tensor;
+}
+
+// As Python's `tensor.mul_(factor)`. In C++ that rounds the factor to the dtype of the tensor: in
+// bfloat16 0.9 becomes 0.8984.
+at::Tensor multiply_(const at::Tensor& tensor, double factor) {
+  return tensor.mul_(at::native::wrapped_scalar_tensor(factor));
 }
 
 at::Tensor zeros(const at::Tensor& param) {
@@ -59,7 +67,7 @@ void adam(Optimizer& optimizer, const AdamOptions& options, const at::Tensor& wh
 
   if (options.weight_decay() != 0) {
     if (decoupled) {
-      whole.mul_(1 - options.lr() * options.weight_decay());
+      multiply_(whole, 1 - options.lr() * options.weight_decay());
     } else {
       grad = grad.add(whole, options.weight_decay());
     }
@@ -67,7 +75,7 @@ void adam(Optimizer& optimizer, const AdamOptions& options, const at::Tensor& wh
   grad = as_real(grad);
   const at::Tensor mean = as_real(state.exp_avg()), squares = as_real(state.exp_avg_sq());
   mean.lerp_(grad, 1 - beta1);
-  squares.mul_(beta2).addcmul_(grad, grad, 1 - beta2);
+  multiply_(squares, beta2).addcmul_(grad, grad, 1 - beta2);
 
   const auto steps = static_cast<double>(state.step());
   const double step_size = options.lr() / (1 - std::pow(beta1, steps));
@@ -96,7 +104,7 @@ void rmsprop(Optimizer& optimizer, const torch::optim::RMSpropOptions& options,
   if (options.weight_decay() != 0) grad = grad.add(param, options.weight_decay());
   grad = as_real(grad);
   const at::Tensor squares = as_real(state->square_avg());
-  squares.mul_(options.alpha()).addcmul_(grad, grad, 1 - options.alpha());
+  multiply_(squares, options.alpha()).addcmul_(grad, grad, 1 - options.alpha());
   at::Tensor root;
   if (options.centered()) {
     const at::Tensor mean = as_real(state->grad_avg());
@@ -108,11 +116,37 @@ void rmsprop(Optimizer& optimizer, const torch::optim::RMSpropOptions& options,
   root.add_(options.eps());
   if (options.momentum() > 0) {
     const at::Tensor momentum = as_real(state->momentum_buffer());
-    momentum.mul_(options.momentum()).addcdiv_(grad, root);
+    multiply_(momentum, options.momentum()).addcdiv_(grad, root);
     as_real(param).add_(momentum, -options.lr());
   } else {
     as_real(param).addcdiv_(grad, root, -options.lr());
   }
+}
+
+void sgd(Optimizer& optimizer, const torch::optim::SGDOptions& options, const at::Tensor& param) {
+  at::Tensor grad = param.grad();
+  if (options.weight_decay() != 0) grad = grad.add(param, options.weight_decay());
+  if (options.momentum() != 0) {
+    const auto [state, is_new] = state_of<torch::optim::SGDParamState>(optimizer, param);
+    if (is_new || !state->momentum_buffer().defined()) {
+      state->momentum_buffer(grad.detach().clone());
+    } else {
+      multiply_(state->momentum_buffer(), options.momentum()).add_(grad, 1 - options.dampening());
+    }
+    const at::Tensor& momentum = state->momentum_buffer();
+    grad = options.nesterov() ? grad.add(momentum, options.momentum()) : momentum;
+  }
+  param.add_(grad, -options.lr());
+}
+
+// Where LibTorch's SGD rounds the momentum's factor.
+bool is_in_16_bits(const Optimizer& optimizer) {
+  for (const auto& group : optimizer.param_groups()) {
+    for (const auto& param : group.params()) {
+      if (param.scalar_type() == at::kHalf || param.scalar_type() == at::kBFloat16) return true;
+    }
+  }
+  return false;
 }
 
 template <class GroupOptions, class Update>
@@ -146,6 +180,11 @@ at::Tensor python_step(Optimizer& optimizer, const std::function<at::Tensor()>& 
   if (type == typeid(AdamW)) {
     return step_all<AdamWOptions>(optimizer, closure, [&](const auto& options, const auto& param) {
       adam<AdamWOptions, AdamWParamState>(optimizer, options, param, true, "AdamW");
+    });
+  }
+  if (type == typeid(SGD) && is_in_16_bits(optimizer)) {
+    return step_all<SGDOptions>(optimizer, closure, [&](const auto& options, const auto& param) {
+      sgd(optimizer, options, param);
     });
   }
   if (type == typeid(RMSprop)) {

@@ -6,10 +6,7 @@ namespace {
 
 class EagerExecutor : public StepExecutor {
  public:
-  void run(const Batch& batch, bool /*stepping*/,
-           const std::function<void(const Batch&)>& step) override {
-    step(batch);
-  }
+  StepOutput run(TrainingStep& step, const Batch& batch) override { return step.run(batch); }
 };
 
 const Registration<StepExecutor> kEager{"eager", "Runs each step as it is written.",

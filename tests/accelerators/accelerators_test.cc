@@ -6,6 +6,7 @@
 #include <map>
 
 #include "lightning/accelerator.h"
+#include "lightning/accelerators/nvidia.h"
 #include "lightning/errors.h"
 #include "lightning/registry.h"
 #include "tests/support/python.h"
@@ -20,6 +21,16 @@ using Indices = std::vector<int64_t>;
 std::map<std::string, double> stats_of(const Accelerator& accelerator, c10::Device device) {
   const auto stats = accelerator.device_stats(device);
   return {stats.begin(), stats.end()};
+}
+
+// What NVML adds, with what it may be.
+const std::map<std::string, std::pair<double, double>>& in_use() {
+  static const std::map<std::string, std::pair<double, double>> ranges{
+      {"gpu_utilization_percent", {0, 100}},
+      {"memory_utilization_percent", {0, 100}},
+      {"temperature_celsius", {5, 120}},
+      {"power_watts", {5, 2000}}};
+  return ranges;
 }
 
 // 50 ms of work, which /proc/stat counts in ticks of 10 ms.
@@ -100,6 +111,16 @@ TEST_CASE("where there is no GPU, cuda says so and touches nothing", "[accelerat
   CHECK(cuda->peak_memory_bytes(at::kCUDA) == 0);
   cuda->synchronize(at::kCUDA);
   cuda->teardown();
+  CHECK(cuda->device_name(at::kCUDA).empty());
+  CHECK(nvidia::gpu_name(0).empty());
+  CHECK(nvidia::compute_capability(0) == 0);
+  CHECK(nvidia::gpu_use(0).empty());
+}
+
+TEST_CASE("only a device beside the host can be watched for waiting", "[accelerators]") {
+  CHECK(registry<Accelerator>().make("cpu")->sync_debug_scope(OnSync::kError) == nullptr);
+  const auto cuda = registry<Accelerator>().make("cuda");
+  CHECK(cuda->sync_debug_scope(OnSync::kNothing) == nullptr);
 }
 
 TEST_CASE("cuda chooses GPUs by number, list and text", "[accelerators][gpu]") {
@@ -123,6 +144,27 @@ TEST_CASE("cuda chooses GPUs by number, list and text", "[accelerators][gpu]") {
   CHECK_THROWS_WITH(cuda->parse_devices(Indices{0, 0}), Contains("twice"));
 }
 
+TEST_CASE("cuda tells how busy, warm and hungry a GPU is, where its library is there",
+          "[accelerators][gpu]") {
+  const auto cuda = registry<Accelerator>().make("cuda");
+  if (!cuda->is_available()) {
+    WARN("needs a GPU");
+    return;
+  }
+  CHECK_FALSE(cuda->device_name(c10::Device("cuda:0")).empty());
+  CHECK(nvidia::compute_capability(0) >= 30);
+  const auto use = nvidia::gpu_use(0);
+  for (const auto& [name, value] : use) {
+    INFO(name << " " << value);
+    REQUIRE(in_use().count(name) == 1);
+    CHECK(value >= in_use().at(name).first);
+    CHECK(value <= in_use().at(name).second);
+  }
+  if (use.empty()) WARN("this machine has no NVML");
+  auto stats = stats_of(*cuda, c10::Device("cuda:0"));
+  for (const auto& item : use) CHECK(stats.count(item.first) == 1);
+}
+
 TEST_CASE("cuda's figures have the names of torch.cuda.memory_stats", "[accelerators][gpu]") {
   const auto cuda = registry<Accelerator>().make("cuda");
   if (!cuda->is_available()) {
@@ -139,7 +181,9 @@ TEST_CASE("cuda's figures have the names of torch.cuda.memory_stats", "[accelera
   CHECK(cuda->peak_memory_bytes(device) == static_cast<int64_t>(stats["allocated_bytes.all.peak"]));
 
   std::string names;
-  for (const auto& item : cuda->device_stats(device)) names += item.first + "\n";
+  for (const auto& item : cuda->device_stats(device)) {
+    if (in_use().count(item.first) == 0) names += item.first + "\n";
+  }
   CHECK(names == testing::run_python(R"(
 import torch
 torch.ones(1, device="cuda")

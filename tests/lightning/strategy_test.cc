@@ -6,6 +6,7 @@
 
 #include <catch2/catch.hpp>
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "lightning/accelerator.h"
 #include "lightning/data/data_loader.h"
@@ -13,6 +14,7 @@
 #include "lightning/registry.h"
 #include "lightning/step/entry.h"
 #include "lightning/trainer.h"
+#include "tests/support/python.h"
 #include "tests/support/temp_dir.h"
 
 using namespace lightning;
@@ -348,4 +350,109 @@ TEST_CASE("a model's method is entered in the precision's dtype and leaves it ag
   CHECK(seen == at::kBFloat16);
   CHECK(output.tensor().scalar_type() == at::kFloat);
   CHECK(strategy.open_step_scopes == 0);
+}
+
+// ---- Clipping -----------------------------------------------------------------------------------
+
+namespace {
+
+constexpr const char* kClippingScript = R"(
+import json, sys, torch
+torch.set_num_threads(1)
+out = []
+for dtypes, limit, algorithm in json.loads(sys.argv[1]):
+    torch.manual_seed(7)
+    params = []
+    for i, dtype in enumerate(dtypes):
+        params.append(torch.nn.Parameter(torch.zeros(3 + 40 * i, dtype=getattr(torch, dtype))))
+        params[-1].grad = torch.randn(3 + 40 * i, dtype=torch.float64).to(params[-1].dtype)
+    params.append(torch.nn.Parameter(torch.zeros(4)))  # without a gradient
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params[:-1]]).double().item()
+    if algorithm == "norm":
+        torch.nn.utils.clip_grad_norm_(params, limit)
+    else:
+        torch.nn.utils.clip_grad_value_(params, limit)
+    out.append([norm] + torch.cat([p.grad.double() for p in params[:-1]]).tolist())
+json.dump(out, sys.stdout)
+)";
+
+at::ScalarType dtype_named(const std::string& name) {
+  static const std::map<std::string, at::ScalarType> dtypes = {{"float64", at::kDouble},
+                                                               {"float32", at::kFloat},
+                                                               {"float16", at::kHalf},
+                                                               {"bfloat16", at::kBFloat16}};
+  return dtypes.at(name);
+}
+
+// The norm of the gradients as they were, and all of them after clipping.
+std::vector<double> clipped(const nlohmann::json& run, c10::Device device) {
+  torch::manual_seed(7);
+  std::vector<at::Tensor> params;
+  for (size_t i = 0; i < run[0].size(); ++i) {
+    const auto size = static_cast<int64_t>(3 + 40 * i);
+    const auto options = at::TensorOptions(device).dtype(dtype_named(run[0][i]));
+    params.push_back(torch::zeros(size, options).requires_grad_());
+    params.back().mutable_grad() = torch::randn(size, at::kDouble).to(options);
+  }
+  params.push_back(torch::zeros(4).requires_grad_());  // without a gradient
+  torch::optim::SGD sgd(params, 0.1);
+  AskedStrategy strategy;
+  strategy.connect(registry<Accelerator>().make("cpu"), registry<Precision>().make("32-true"),
+                   {device}, default_checkpoint_io());
+  std::vector<double> out = {strategy.gradient_norm(sgd).item<double>()};
+  strategy.clip_gradients(sgd, run[1],
+                          run[2] == "norm" ? ClipAlgorithm::kNorm : ClipAlgorithm::kValue);
+  for (size_t i = 0; i + 1 < params.size(); ++i) {
+    const auto grad = params[i].grad().cpu().to(at::kDouble);
+    out.insert(out.end(), grad.data_ptr<double>(), grad.data_ptr<double>() + grad.numel());
+  }
+  return out;
+}
+
+const nlohmann::json& clippings() {
+  static const auto runs = nlohmann::json::parse(R"([
+    [["float32", "float32", "float32"], 0.7, "norm"],
+    [["float32", "float32"], 1000, "norm"],
+    [["float16", "float16"], 0.7, "norm"],
+    [["bfloat16", "bfloat16"], 0.7, "norm"],
+    [["float64", "float32", "bfloat16", "float32"], 0.7, "norm"],
+    [["float32", "bfloat16", "float64"], 0.3, "value"]
+  ])");
+  return runs;
+}
+
+}  // namespace
+
+TEST_CASE("gradients are clipped as torch clips them, bit for bit", "[strategy]") {
+  torch::set_num_threads(1);
+  const auto expected =
+      nlohmann::json::parse(lightning::testing::run_python(kClippingScript, {clippings().dump()}));
+  for (size_t i = 0; i < clippings().size(); ++i) {
+    INFO(clippings()[i]);
+    CHECK((clipped(clippings()[i], at::kCPU) == expected[i].get<std::vector<double>>()));
+  }
+}
+
+TEST_CASE("without gradients there is nothing to clip, and the norm is 0", "[strategy]") {
+  AskedStrategy strategy;
+  strategy.connect(registry<Accelerator>().make("cpu"), registry<Precision>().make("32-true"),
+                   {c10::Device(c10::kCPU)}, default_checkpoint_io());
+  torch::optim::SGD sgd({torch::zeros(4).requires_grad_()}, 0.1);
+  strategy.clip_gradients(sgd, 1, ClipAlgorithm::kNorm);
+  CHECK(strategy.gradient_norm(sgd).item<double>() == 0);
+}
+
+TEST_CASE("gradients are clipped on a GPU as on the CPU", "[strategy][gpu]") {
+  if (!torch::cuda::is_available()) {
+    WARN("needs a GPU");
+    return;
+  }
+  for (const auto& run : clippings()) {
+    const auto here = clipped(run, at::kCPU), there = clipped(run, at::kCUDA);
+    const bool rounds = run.dump().find("float16") != std::string::npos;
+    for (size_t i = 0; i < here.size(); ++i) {
+      INFO(run << " number " << i);
+      CHECK(there[i] == Approx(here[i]).epsilon(rounds ? 1e-2 : 1e-6));
+    }
+  }
 }

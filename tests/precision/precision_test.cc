@@ -5,10 +5,16 @@
 
 #include <catch2/catch.hpp>
 #include <cstdio>
+#include <map>
+#include <nlohmann/json.hpp>
 
 #include "lightning/errors.h"
 #include "lightning/log.h"
 #include "lightning/registry.h"
+#include "lightning/trainer_options.h"
+#include "lightning/yaml.h"
+#include "precision/bf16_support.h"
+#include "precision/grad_scaler.h"
 #include "precision/mixed.h"
 #include "precision/true.h"
 #include "tests/support/python.h"
@@ -145,7 +151,7 @@ TEST_CASE("every registered precision leaves the default dtype and autocast as t
         Batch::list({torch::ones(1, torch::kBFloat16), torch::ones(1, torch::kInt)}));
     CHECK(dtype_of(output[0]) == (precision->name() == "32-true" ? "bfloat16" : "float32"));
     CHECK(dtype_of(output[1]) == "int32");
-    CHECK(precision->state_key().empty());
+    CHECK(precision->state_dict().empty());
   }
 }
 
@@ -196,10 +202,98 @@ TEST_CASE("what cannot be had is refused with what can", "[precision]") {
   CHECK_THROWS_WITH(registry<Precision>().make("bf16-tru"), Contains("Did you mean \"bf16-true\""));
   CHECK_THROWS_WITH(HalfPrecision("half"), Contains("got \"half\"") && Contains("16-true"));
   CHECK_THROWS_WITH(MixedPrecision("32"), Contains("got \"32\"") && Contains("bf16-mixed"));
-  CHECK_THROWS_WITH(MixedPrecision("16-mixed").set_device(c10::Device("cuda:0")),
-                    Contains("not built yet") && Contains("bf16-mixed"));
+  CHECK_THROWS_WITH(MixedPrecision("bf16-mixed", std::make_shared<GradScaler>()),
+                    Contains("does not need") && Contains("16-mixed"));
   CHECK_THROWS_WITH(MixedPrecision("bf16-mixed").set_device(at::kMeta), Contains("32-true"));
   CHECK_THROWS_WITH(MixedPrecision("bf16-mixed").forward_context(), Contains("set_device()"));
+}
+
+TEST_CASE("a GPU without bfloat16 is refused by its name, with what works there", "[precision]") {
+  const c10::Device gpu("cuda:0");
+  const auto check = [&](int capability) {
+    lightning::detail::check_bf16("bf16-mixed", "\"16-mixed\"", gpu, "Tesla V100", capability);
+  };
+  CHECK_THROWS_WITH(check(70), Contains("cuda:0, a Tesla V100 of compute capability 7.0") &&
+                                   Contains("Use \"16-mixed\""));
+  CHECK_THROWS_WITH(check(75), Contains("7.5"));
+  CHECK_NOTHROW(check(80));
+  CHECK_NOTHROW(check(90));
+  CHECK_NOTHROW(check(0));  // no driver tells: nothing is known against it
+  CHECK_NOTHROW(check_bf16("bf16-mixed", "\"16-mixed\"", at::kCPU));
+}
+
+TEST_CASE("the short forms are known as numbers and as text, in YAML too", "[precision]") {
+  const Warnings warnings;
+  const std::map<std::string, std::string> forms = {
+      {"64", "64-true"},     {"32", "32-true"},      {"16", "bf16-mixed"},
+      {"\"64\"", "64-true"}, {"bf16", "bf16-mixed"}, {"\"16\"", "bf16-mixed"},
+      {"16-true", "16-true"}};
+  for (const auto& [text, name] : forms) {
+    INFO(text);
+    TrainerOptions options;
+    options.read(from_yaml("precision: " + text, "the test"), "trainer");
+    const auto precision = options.precision()->make("trainer.precision");
+    precision->set_device(at::kCPU);
+    CHECK(precision->name() == name);
+  }
+}
+
+TEST_CASE("a gradient scaler tells what it cannot do", "[precision]") {
+  CHECK_THROWS_WITH(GradScaler(GradScalerOptions().growth_factor(1)),
+                    Contains("growth_factor=1") && Contains("above 1"));
+  CHECK_THROWS_WITH(GradScaler(GradScalerOptions().backoff_factor(1)),
+                    Contains("backoff_factor=1"));
+  CHECK_THROWS_WITH(GradScaler(GradScalerOptions().init_scale(0)), Contains("init_scale=0"));
+  CHECK_THROWS_WITH(GradScaler(GradScalerOptions().growth_interval(0)),
+                    Contains("growth_interval"));
+
+  const auto weight = torch::ones(3).requires_grad_();
+  torch::optim::SGD sgd({weight}, 0.1);
+  GradScaler scaler;
+  CHECK(scaler.get_scale() == 65536);
+  CHECK_THROWS_WITH(scaler.unscale_(sgd), Contains("before any loss was scaled"));
+  scaler.scale(weight.sum());
+  CHECK_THROWS_WITH(scaler.step(sgd), Contains("without a single gradient"));
+  scaler.abandon();
+  CHECK_THROWS_WITH(scaler.update(), Contains("without step()"));
+  scaler.scale(weight.sum()).backward();
+  scaler.unscale_(sgd);
+  CHECK(torch::equal(weight.grad(), torch::ones(3)));
+  CHECK_THROWS_WITH(scaler.unscale_(sgd), Contains("a second time"));
+  scaler.step(sgd);
+  CHECK_THROWS_WITH(scaler.step(sgd), Contains("a second time"));
+  CHECK_THROWS_WITH(scaler.unscale_(sgd), Contains("after step()"));
+  scaler.update();
+
+  const auto half = torch::ones(3, torch::kHalf).requires_grad_();
+  torch::optim::SGD of_half({half}, 0.1);
+  half.mutable_grad() = torch::ones(3, torch::kHalf);
+  CHECK_THROWS_WITH(scaler.step(of_half), Contains("float16") && Contains("16-true"));
+  CHECK_THROWS_WITH(scaler.load_state_dict(State::dict()), Contains("is empty"));
+  CHECK_THROWS_AS(scaler.load_state_dict(State::dict({{"scale", 1.0}})), CheckpointError);
+  CHECK(scaler.get_scale() == 65536);
+}
+
+TEST_CASE("sparse gradients are unscaled by their values", "[precision]") {
+  nn::Embedding embedding(nn::EmbeddingOptions(5, 2).sparse(true));
+  torch::optim::SGD sgd(embedding->parameters(), 0.5);
+  const auto before = embedding->weight.detach().clone();
+  GradScaler scaler;
+  scaler.scale(embedding(torch::tensor({1, 3, 3})).sum()).backward();
+  scaler.step(sgd);
+  scaler.update();
+  const auto moved = before - embedding->weight.detach();
+  CHECK(torch::allclose(moved.select(1, 0), torch::tensor({0.0F, 0.5F, 0.0F, 1.0F, 0.0F})));
+}
+
+TEST_CASE("LBFGS is refused under a gradient scaler", "[precision]") {
+  MixedPrecision mixed("16-mixed", std::make_shared<GradScaler>());
+  mixed.set_device(at::kCPU);
+  CHECK(mixed.name() == "16-mixed");  // a scaler of the user's own: float16 on the CPU too
+  const auto weight = torch::ones(3).requires_grad_();
+  torch::optim::LBFGS lbfgs({weight});
+  CHECK_THROWS_WITH(mixed.optimizer_step({lbfgs, [] { return at::Tensor(); }, [] {}}),
+                    Contains("LBFGS optimizer are not compatible") && Contains("bf16-mixed"));
 }
 
 TEST_CASE("bf16-mixed on a GPU leaves the CPU's operators alone", "[precision][gpu]") {

@@ -1,0 +1,56 @@
+// In which dtype a layer computes now, as autocast would have it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <optional>
+#include <vector>
+
+namespace lightning::nn {
+
+// Whether autocast is on for the tensor's device and casts it: floating, but not float64.
+bool is_autocast(const at::Tensor& input);
+
+// The dtype of autocast where it casts this input, else the input's own.
+at::ScalarType compute_dtype(const at::Tensor& input);
+
+// Whether a product of inputs in this dtype gives a float32 gradient without a pass of its own.
+inline bool is_16_bit(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
+
+// Autocast off on this thread while it lives: what a layer casts itself is not cast again.
+class NoAutocast {
+ public:
+  NoAutocast();
+
+ private:
+  c10::impl::ExcludeDispatchKeyGuard guard_;
+};
+
+// left [m, k] times right [k, n], written in `dtype`: float32 from 16-bit factors in one pass where
+// the device can, else the product and a cast.
+at::Tensor product(const at::Tensor& left, const at::Tensor& right, at::ScalarType dtype);
+
+// matrix [rows, in] times weight [out, in]^T plus bias [out] where defined, all of one dtype, into
+// `rows` [rows, out]; the product adds the bias itself.
+void affine_out(at::Tensor& rows, const at::Tensor& matrix, const at::Tensor& weight,
+                const at::Tensor& bias);
+at::Tensor affine(const at::Tensor& matrix, const at::Tensor& weight, const at::Tensor& bias);
+
+// What an autograd function takes for a bias: it knows no undefined tensors.
+std::optional<at::Tensor> if_defined(const at::Tensor& tensor);
+// The bias in the dtype that the layer computes in, by working_copy(); undefined where there is
+// none.
+at::Tensor bias_copy(const std::optional<at::Tensor>& bias, at::ScalarType dtype);
+
+// Called by a backward that cannot be differentiated itself: where a graph of it is asked for, an
+// error that names the layer and what to use `instead`.
+void refuse_second_derivative(const char* layer, const char* instead);
+
+// [rows, features] from any rank; a copy only where the strides need one.
+at::Tensor as_matrix(const at::Tensor& tensor);
+
+// The sizes with the last one replaced.
+std::vector<int64_t> with_last(at::IntArrayRef sizes, int64_t last);
+
+}  // namespace lightning::nn

@@ -1,0 +1,109 @@
+#include "lightning/nn/embedding.h"
+
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/embedding_dense_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "lightning/cuda/embed.h"
+#include "lightning/cuda/launch.h"
+#include "lightning/nn/compute.h"
+#include "lightning/nn/copy_parameters.h"
+
+namespace lightning::nn {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+class EmbedFunction : public torch::autograd::Function<EmbedFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& given,
+                            const at::Tensor& token_weight, const at::Tensor& position_weight) {
+    const c10::DeviceGuard device(token_weight.device());
+    const auto tokens = given.contiguous();
+    const auto token_rows = token_weight.detach().contiguous();
+    const auto position_rows = position_weight.detach().contiguous();
+    const auto output = at::empty({tokens.size(0), tokens.size(1), token_rows.size(1)},
+                                  token_rows.options().requires_grad(false));
+    if constexpr (cuda::kBuilt) {
+      cuda::Embed arguments;
+      arguments.dtype = cuda::dtype_of(output);
+      arguments.tokens = tokens.const_data_ptr<int64_t>();
+      arguments.token_rows = token_rows.const_data_ptr();
+      arguments.position_rows = position_rows.const_data_ptr();
+      arguments.out = output.mutable_data_ptr();
+      arguments.rows = tokens.numel();
+      arguments.time = tokens.size(1);
+      arguments.width = token_rows.size(1);
+      arguments.vocabulary = token_rows.size(0);
+      cuda::embed(arguments, cuda::stream_of(output));
+    }
+    ctx->save_for_backward({tokens});
+    ctx->saved_data["vocabulary"] = token_rows.size(0);
+    ctx->saved_data["positions"] = position_rows.size(0);
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    refuse_second_derivative("lightning::nn::embed on a GPU", "torch::nn::Embedding");
+    const NoAutocast no_autocast;
+    const auto& gradient = gradients[0];
+    at::Tensor tokens, positions;
+    if (ctx->needs_input_grad(1)) {
+      tokens = at::embedding_dense_backward(gradient, ctx->get_saved_variables()[0],
+                                            ctx->saved_data.at("vocabulary").toInt(), -1, false);
+    }
+    if (ctx->needs_input_grad(2)) {
+      const auto count = ctx->saved_data.at("positions").toInt();
+      const auto time = gradient.size(1);
+      if (count == time) {
+        positions = at::sum(gradient, {0});
+      } else {
+        positions = at::zeros({count, gradient.size(2)}, gradient.options());
+        auto used = positions.narrow(0, 0, time);
+        at::sum_out(used, gradient, {0});
+      }
+    }
+    return {at::Tensor(), tokens, positions};
+  }
+};
+
+}  // namespace
+
+at::Tensor EmbeddingImpl::forward(const at::Tensor& indices) {
+  return torch::nn::EmbeddingImpl::forward(indices);
+}
+
+std::shared_ptr<torch::nn::Module> EmbeddingImpl::clone(
+    const std::optional<torch::Device>& device) const {
+  auto copy = std::make_shared<EmbeddingImpl>(options);
+  copy_parameters(*this, *copy, device);
+  return copy;
+}
+
+at::Tensor embed(const at::Tensor& tokens, const at::Tensor& token_weight,
+                 const at::Tensor& position_weight) {
+  TORCH_CHECK(tokens.dim() == 2 && token_weight.dim() == 2 && position_weight.dim() == 2 &&
+                  token_weight.size(1) == position_weight.size(1),
+              "embed got tokens ", tokens.sizes(), ", token weights ", token_weight.sizes(),
+              " and position weights ", position_weight.sizes(),
+              ", expected [batch, time], [vocabulary, width] and [positions, width].");
+  TORCH_CHECK(tokens.size(1) <= position_weight.size(0), "embed got ", tokens.size(1),
+              " tokens in a row, but there are ", position_weight.size(0),
+              " positions. Shorten the rows or give the model more positions.");
+  const auto dtype = token_weight.scalar_type();
+  const bool has_kernel =
+      (dtype == at::kFloat || is_16_bit(dtype)) && position_weight.scalar_type() == dtype &&
+      tokens.scalar_type() == at::kLong && cuda::can_run(token_weight) &&
+      tokens.device() == token_weight.device() && position_weight.device() == token_weight.device();
+  if (has_kernel && tokens.numel() > 0) {
+    return EmbedFunction::apply(tokens, token_weight, position_weight);
+  }
+  return at::embedding(token_weight, tokens) + position_weight.narrow(0, 0, tokens.size(1));
+}
+
+}  // namespace lightning::nn

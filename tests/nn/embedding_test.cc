@@ -1,0 +1,95 @@
+#include "lightning/nn/embedding.h"
+
+#include <torch/torch.h>
+
+#include <catch2/catch.hpp>
+
+#include "tests/nn/gradients.h"
+
+using namespace lightning;
+using namespace lightning::testing;
+using Catch::Contains;
+
+namespace {
+
+at::Tensor plain(const Tensors& p, const at::Tensor& tokens) {
+  return at::embedding(p.at("token"), tokens) + p.at("position").narrow(0, 0, tokens.size(1));
+}
+
+Tensors weights(int64_t vocabulary, int64_t positions, int64_t width,
+                const at::TensorOptions& options) {
+  return {{"token", torch::randn({vocabulary, width}, options).requires_grad_()},
+          {"position", torch::randn({positions, width}, options).requires_grad_()}};
+}
+
+}  // namespace
+
+TEST_CASE("Embedding is torch::nn::Embedding by another name", "[nn]") {
+  const auto options = torch::nn::EmbeddingOptions(10, 4).padding_idx(3);
+  nn::Embedding ours(options);
+  torch::nn::Embedding original(options);
+  CHECK(ours->named_parameters().keys() == original->named_parameters().keys());
+  CHECK(ours->weight[3].abs().sum().item<double>() == 0);
+  original->weight.set_data(ours->weight.detach().clone());
+  const auto tokens = torch::tensor({{1, 3, 9}, {0, 3, 1}});
+  const Autocast on(at::kCPU);
+  const auto output = ours->forward(tokens);
+  CHECK(output.scalar_type() == at::kFloat);  // the residual stream stays in float32
+  CHECK(at::equal(output, original->forward(tokens)));
+  output.sum().backward();
+  original->forward(tokens).sum().backward();
+  CHECK(at::equal(ours->weight.grad(), original->weight.grad()));
+  CHECK(std::dynamic_pointer_cast<nn::EmbeddingImpl>(ours->clone()));
+}
+
+TEST_CASE("embed adds the embeddings of tokens and positions", "[nn]") {
+  torch::manual_seed(1);
+  const auto p = weights(11, 6, 5, at::kDouble);
+  const auto tokens = torch::randint(11, {4, 6}, at::kLong);
+  for (const auto& some : {tokens, tokens.narrow(1, 1, 3), tokens.t().narrow(1, 0, 2)}) {
+    CAPTURE(some.sizes());
+    const auto copies = copies_of(p, at::kDouble);
+    const auto gradient = torch::randn({some.size(0), some.size(1), 5}, at::kDouble);
+    const auto got = results_of(
+        [&](const at::Tensor& x) { return nn::embed(x, p.at("token"), p.at("position")); }, p, some,
+        gradient);
+    const auto expected =
+        results_of([&](const at::Tensor& x) { return plain(copies, x); }, copies, some, gradient);
+    for (const auto& [name, value] : expected) CHECK(at::equal(got.at(name), value));
+  }
+}
+
+TEST_CASE("embed says that rows are longer than there are positions", "[nn]") {
+  const auto p = weights(11, 6, 5, at::kFloat);
+  CHECK_THROWS_WITH(nn::embed(torch::zeros({1, 7}, at::kLong), p.at("token"), p.at("position")),
+                    Contains("7 tokens") && Contains("6 positions"));
+}
+
+TEST_CASE("embed on a GPU gives what ATen gives, bit for bit", "[nn][gpu]") {
+  if (!torch::cuda::is_available()) {
+    WARN("needs a GPU");
+    return;
+  }
+  torch::manual_seed(1);
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
+  const auto [vocabulary, positions, batch, time, width] =
+      GENERATE(table<int64_t, int64_t, int64_t, int64_t, int64_t>(
+          {{50304, 1024, 4, 1024, 768}, {100, 40, 3, 33, 17}, {7, 5, 1, 1, 8}}));
+  const auto p =
+      weights(vocabulary, positions, width, at::TensorOptions().dtype(dtype).device(torch::kCUDA));
+  const auto tokens =
+      torch::randint(vocabulary, {batch, time}, torch::dtype(at::kLong).device(torch::kCUDA));
+  const auto gradient = torch::randn({batch, time, width}, torch::kCUDA);
+  const auto copies = copies_of(p, dtype);
+  const auto got =
+      results_of([&](const at::Tensor& x) { return nn::embed(x, p.at("token"), p.at("position")); },
+                 p, tokens, gradient);
+  const auto expected =
+      results_of([&](const at::Tensor& x) { return plain(copies, x); }, copies, tokens, gradient);
+  for (const auto& [name, value] : expected) {
+    CAPTURE(dtype, vocabulary, width, name, relative_error(got.at(name), value));
+    // The sum over the batch is one operator in both, but not over the same shape.
+    CHECK(relative_error(got.at(name), value) <= (name == "position" ? 1e-2 : 0.0));
+    CHECK(got.at(name).scalar_type() == dtype);
+  }
+}
