@@ -6,7 +6,6 @@
 #include "lightning.h"
 
 using namespace lightning;
-namespace nn = torch::nn;
 
 struct ClassifierOptions : Options<ClassifierOptions> {
   OPTION(double, lr, 5e-3, "The highest learning rate: it rises to this and falls to zero.");
@@ -16,18 +15,18 @@ struct ClassifierOptions : Options<ClassifierOptions> {
 struct Classifier : LightningModule {
   explicit Classifier(const ClassifierOptions& o) : LightningModule(o), options(o) {}
   void configure_model() override {
-    nn::Sequential layers;
+    torch::nn::Sequential layers;
     int64_t in = 1;
     for (int64_t out : {options.width(), options.width() * 2, options.width() * 4}) {
-      layers->push_back(nn::Conv2d(nn::Conv2dOptions(in, out, 3).padding(1)));
-      layers->push_back(nn::BatchNorm2d(out));
-      layers->push_back(nn::ReLU());
-      layers->push_back(nn::MaxPool2d(2));
+      layers->push_back(torch::nn::Conv2d(torch::nn::Conv2dOptions(in, out, 3).padding(1)));
+      layers->push_back(torch::nn::BatchNorm2d(out));
+      layers->push_back(torch::nn::ReLU());
+      layers->push_back(torch::nn::MaxPool2d(2));
       in = out;
     }
-    layers->push_back(nn::Flatten());
-    layers->push_back(nn::Dropout(options.dropout()));
-    layers->push_back(nn::Linear(in * 3 * 3, 10));
+    layers->push_back(torch::nn::Flatten());
+    layers->push_back(torch::nn::Dropout(options.dropout()));
+    layers->push_back(torch::nn::Linear(in * 3 * 3, 10));
     net = register_module("net", layers);
     example_input_array = Batch::map({{"image", torch::zeros({1, 1, 28, 28})}});
   }
@@ -53,7 +52,7 @@ struct Classifier : LightningModule {
     return {adamw, LRSchedulerConfig(schedule).set_interval("step")};
   }
   ClassifierOptions options;
-  nn::Sequential net{nullptr};
+  torch::nn::Sequential net{nullptr};
   Accuracy accuracy{AccuracyOptions("multiclass").num_classes(10)};
 };
 const Registration<LightningModule> kClassifier{

@@ -4,8 +4,10 @@
 #include <ATen/ops/equal.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/rand.h>
 #include <ATen/ops/zeros.h>
 #include <sys/wait.h>
+#include <torch/cuda.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -131,6 +133,46 @@ TEST_CASE("a save in the background holds the state of its moment", "[checkpoint
   io.teardown();
   CHECK(slow->saved.sum().item<float>() == 4);
   CHECK_FALSE(io.will_exist("/a"));
+}
+
+// Everything the optimizer does next would show in the file if the copy were late.
+TEST_CASE("a save of a GPU's tensors goes on beside the steps that change them",
+          "[checkpoint][gpu]") {
+  if (!torch::cuda::is_available()) {
+    WARN("needs a GPU");
+    return;
+  }
+  TempDir dir;
+  const auto on_gpu = at::TensorOptions().device(at::kCUDA);
+  const auto large = at::rand({4096, 4096}, on_gpu);
+  const auto small = at::rand({3, 5}, on_gpu);
+  const auto host = at::rand({7});
+  const auto expected_large = large.cpu(), expected_small = small.cpu(), on_host = host.clone();
+  const State state = State::dict({{"large", large},
+                                   {"row", large[17]},
+                                   {"turned", small.t()},
+                                   {"host", host},
+                                   {"empty", at::zeros({0, 3}, on_gpu)}});
+  AsyncCheckpointIO io;
+  for (const auto* name : {"first.ckpt", "second.ckpt"}) {  // the second into memory that is there
+    INFO(name);
+    large.copy_(expected_large);
+    small.copy_(expected_small);
+    host.copy_(on_host);
+    io.save(State::dict({{"state_dict", state}}), dir.path(name));
+    for (int step = 0; step < 20; ++step) large.mul_(1.1), small.add_(1);
+    host.zero_();
+    const State loaded = io.load(dir.path(name)).at("state_dict");
+    CHECK(at::equal(loaded.at("large").as_tensor(), expected_large));
+    CHECK(at::equal(loaded.at("row").as_tensor(), expected_large[17]));
+    CHECK(at::equal(loaded.at("turned").as_tensor(), expected_small.t()));
+    CHECK(at::equal(loaded.at("host").as_tensor(), on_host));
+    CHECK(loaded.at("empty").as_tensor().sizes() == at::IntArrayRef({0, 3}));
+  }
+  io.teardown();
+
+  write_torch_file(state, dir.path("at_once.ckpt"));
+  CHECK(at::equal(read_torch_file(dir.path("at_once.ckpt")).at("large").as_tensor(), large.cpu()));
 }
 
 TEST_CASE("links, removals and loads come after the save before them", "[checkpoint]") {
