@@ -96,6 +96,7 @@ lightning::TrainerOptions trainer_options(const Arguments& a) {
       .accelerator(a.text("accelerator", "cuda"))
       .devices(int64_t{1})
       .precision(a.text("precision", "bf16-mixed"))
+      .benchmark(true)
       .default_root_dir(folder)
       .logger(lightning::CSVLoggerOptions(folder));
 }

@@ -117,7 +117,7 @@ def measure(o, variant):
         with tempfile.TemporaryDirectory(dir=o.folder) as folder:
             pl.Trainer(max_steps=window.total, accelerator=o.accelerator, devices=1,
                        precision="32-true" if variant == "trainer" else o.precision,
-                       default_root_dir=folder, logger=CSVLogger(folder),
+                       default_root_dir=folder, logger=CSVLogger(folder), benchmark=True,
                        callbacks=[window]).fit(model, loader)
     parameters = sum(p.numel() for p in model.net.parameters())
     flops = 6 * parameters + 12 * o.layers * o.width * o.context

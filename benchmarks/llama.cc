@@ -116,6 +116,7 @@ int main(int argc, char** argv) {
                          .accelerator(a.text("accelerator", "cuda"))
                          .devices(int64_t{1})
                          .precision(a.text("precision", "bf16-true"))
+                         .benchmark(true)
                          .max_steps(window->total())
                          .enable_checkpointing(false)
                          .default_root_dir(folder)

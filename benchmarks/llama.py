@@ -96,7 +96,8 @@ def measure(o, variant):
     with tempfile.TemporaryDirectory(dir=o.folder) as folder:
         # A checkpoint of several GB at the end of the only epoch would be beside the point.
         pl.Trainer(max_steps=window.total, accelerator=o.accelerator, devices=1,
-                   precision=o.precision, default_root_dir=folder, logger=CSVLogger(folder),
+                   precision=o.precision, default_root_dir=folder,
+                   logger=CSVLogger(folder), benchmark=True,
                    callbacks=[window], enable_checkpointing=False).fit(model, loader)
     parameters = sum(p.numel() for p in model.net.parameters())
     flops = 6 * parameters + 12 * o.layers * o.width * o.context

@@ -138,7 +138,8 @@ class Counter {
 
   // Only the innermost of nested operators are named here, so that none is counted twice.
   static int64_t flops_of(const std::string& op, Inputs inputs) {
-    if (op == "aten::mm" || op == "aten::bmm" || op == "aten::_scaled_mm") {
+    if (op == "aten::mm" || op == "aten::bmm" || op == "aten::_scaled_mm" ||
+        op == "lightning::gemm") {
       return product(shape(inputs, 0), shape(inputs, 1));
     }
     if (op == "aten::addmm" || op == "aten::baddbmm" || op == "aten::_addmm_activation") {

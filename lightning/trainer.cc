@@ -20,6 +20,7 @@
 #include "lightning/checkpoint/checkpoint_search.h"
 #include "lightning/checkpoint/mapped_file.h"
 #include "lightning/checkpoint_callback.h"
+#include "lightning/cuda/gemm.h"
 #include "lightning/distributed/slurm.h"
 #include "lightning/errors.h"
 #include "lightning/hparams.h"
@@ -131,6 +132,9 @@ void set_global_flags(const TrainerOptions& options) {
   }
   if (options.benchmark()) {
     context.setBenchmarkCuDNN(*options.benchmark());
+    if (*options.benchmark() && cuda::gemm_mode() == cuda::GemmMode::kHeuristic) {
+      cuda::set_gemm_mode(cuda::GemmMode::kMeasured);
+    }
   } else if (on) {
     context.setBenchmarkCuDNN(false);
   }

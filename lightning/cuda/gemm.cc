@@ -33,7 +33,7 @@ namespace {
 
 GemmMode mode_from_environment() {
   const char* const given = std::getenv("LIGHTNING_GEMM");
-  const std::string name = given != nullptr ? given : "measured";
+  const std::string name = given != nullptr ? given : "heuristic";
   if (name == "measured") return GemmMode::kMeasured;
   if (name == "heuristic") return GemmMode::kHeuristic;
   if (name == "off") return GemmMode::kOff;

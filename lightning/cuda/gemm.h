@@ -1,5 +1,5 @@
 // Matrix products of 16-bit tensors by cuBLASLt: with bias and tanh GELU in the same pass, float32
-// or 16-bit results, and the algorithm that is measured to be the fastest.
+// or 16-bit results, and, where asked for, the algorithm that is measured to be the fastest.
 //
 //   if (cuda::gemm({matrix, weight.t(), rows, bias})) return;  // else at::addmm_out(rows, ...)
 //
@@ -23,7 +23,8 @@ namespace lightning::cuda {
 enum class GemmMode { kOff, kHeuristic, kMeasured };
 
 // Holds for the process. At first what the environment's LIGHTNING_GEMM says: off, heuristic or
-// measured, which is the default. Errors: MisconfigurationError where it says something else.
+// measured; heuristic where it says nothing. The Trainer's benchmark flag makes it measured.
+// Errors: MisconfigurationError where it says something else.
 GemmMode gemm_mode();
 void set_gemm_mode(GemmMode mode);
 

@@ -7,6 +7,7 @@
 #include <ATen/ops/mm.h>
 #include <c10/util/Exception.h>
 
+#include "lightning/cuda/gemm.h"
 #include "lightning/param/working_copy.h"
 
 namespace lightning::nn {
@@ -25,19 +26,33 @@ at::ScalarType compute_dtype(const at::Tensor& input) {
 NoAutocast::NoAutocast() : guard_(c10::autocast_dispatch_keyset) {}
 
 at::Tensor product(const at::Tensor& left, const at::Tensor& right, at::ScalarType dtype) {
-  if (left.scalar_type() == dtype) return at::mm(left, right);
-  if (left.is_cuda() && is_16_bit(left.scalar_type()) && dtype == at::kFloat) {
-    return at::mm(left, right, dtype);
+  const auto own = left.scalar_type();
+  if (left.is_cuda() && is_16_bit(own) && (dtype == own || dtype == at::kFloat)) {
+    auto result = at::empty({left.size(0), right.size(1)}, left.options().dtype(dtype));
+    if (cuda::gemm({left, right, result})) return result;
   }
+  if (own == dtype) return at::mm(left, right);
+  if (left.is_cuda() && is_16_bit(own) && dtype == at::kFloat) return at::mm(left, right, dtype);
   return at::mm(left, right).to(dtype);
+}
+
+void add_product(at::Tensor& sum, const at::Tensor& left, const at::Tensor& right) {
+  if (cuda::gemm({left, right, sum, /*bias=*/{}, /*accumulate=*/true})) return;
+  if (left.scalar_type() == sum.scalar_type()) {
+    at::addmm_out(sum, sum, left, right);
+  } else {
+    sum.add_(product(left, right, sum.scalar_type()));
+  }
 }
 
 void affine_out(at::Tensor& rows, const at::Tensor& matrix, const at::Tensor& weight,
                 const at::Tensor& bias) {
+  const auto transposed = weight.t();
+  if (cuda::gemm({matrix, transposed, rows, bias})) return;
   if (bias.defined()) {
-    at::addmm_out(rows, bias, matrix, weight.t());
+    at::addmm_out(rows, bias, matrix, transposed);
   } else {
-    at::mm_out(rows, matrix, weight.t());
+    at::mm_out(rows, matrix, transposed);
   }
 }
 
@@ -45,6 +60,11 @@ at::Tensor affine(const at::Tensor& matrix, const at::Tensor& weight, const at::
   auto rows = at::empty({matrix.size(0), weight.size(0)}, matrix.options());
   affine_out(rows, matrix, weight, bias);
   return rows;
+}
+
+bool affine_gelu_out(const at::Tensor& before, const at::Tensor& after, const at::Tensor& matrix,
+                     const at::Tensor& weight, const at::Tensor& bias) {
+  return cuda::gemm({matrix, weight.t(), after, bias, /*accumulate=*/false, /*gelu=*/true, before});
 }
 
 std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {

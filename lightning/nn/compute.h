@@ -28,14 +28,23 @@ class NoAutocast {
 };
 
 // left [m, k] times right [k, n], written in `dtype`: float32 from 16-bit factors in one pass where
-// the device can, else the product and a cast.
+// the device can, else the product and a cast. These and the ones below run by cuda::gemm() where
+// that can, else by ATen.
 at::Tensor product(const at::Tensor& left, const at::Tensor& right, at::ScalarType dtype);
+
+// Adds left times right to `sum`, in its dtype and, where one product can, in one pass.
+void add_product(at::Tensor& sum, const at::Tensor& left, const at::Tensor& right);
 
 // matrix [rows, in] times weight [out, in]^T plus bias [out] where defined, all of one dtype, into
 // `rows` [rows, out]; the product adds the bias itself.
 void affine_out(at::Tensor& rows, const at::Tensor& matrix, const at::Tensor& weight,
                 const at::Tensor& bias);
 at::Tensor affine(const at::Tensor& matrix, const at::Tensor& weight, const at::Tensor& bias);
+
+// As affine_out() into `before`, which may be undefined where nobody wants it, and its GELU by tanh
+// into `after`, in one pass. False, with nothing written, where there is no such pass.
+bool affine_gelu_out(const at::Tensor& before, const at::Tensor& after, const at::Tensor& matrix,
+                     const at::Tensor& weight, const at::Tensor& bias);
 
 // What an autograd function takes for a bias: it knows no undefined tensors.
 std::optional<at::Tensor> if_defined(const at::Tensor& tensor);

@@ -1,10 +1,8 @@
 #include "lightning/nn/lm_head.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -34,7 +32,7 @@ struct Inputs {
 
   at::Tensor logits(int64_t first, int64_t rows) const {
     const auto part = hidden.narrow(0, first, rows);
-    return bias.defined() ? at::addmm(bias, part, weight.t()) : at::mm(part, weight.t());
+    return affine(part, weight, bias);
   }
 };
 
@@ -78,7 +76,11 @@ struct Products {
     }
     if (wanted.weight) {
       const auto part = inputs.hidden.narrow(0, first, gradient.size(0));
-      accumulate(weight, product(gradient.t(), part, dtype));
+      if (weight.defined()) {
+        add_product(weight, gradient.t(), part);
+      } else {
+        weight = product(gradient.t(), part, dtype);
+      }
     }
     if (wanted.bias) accumulate(bias, cuda::column_sum(gradient));
   }

@@ -1,17 +1,17 @@
 #include "lightning/nn/mlp.h"
 
-#include <ATen/ops/addmm.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/gelu.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/silu.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "lightning/cuda/activation.h"
 #include "lightning/cuda/column_sum_of.h"
@@ -51,6 +51,20 @@ at::Tensor activated(cuda::Activation activation, const at::Tensor& before) {
                      after.mutable_data_ptr(), before.numel(), cuda::stream_of(before));
   }
   return after;
+}
+
+// What precedes the activation of a product, and what follows it: by the product itself where it
+// can. What precedes may then be undefined, unless it `keeps` it.
+std::pair<at::Tensor, at::Tensor> activated(cuda::Activation activation, const at::Tensor& matrix,
+                                            const at::Tensor& weight, const at::Tensor& bias,
+                                            bool keeps) {
+  if (activation == cuda::Activation::kGeluTanh && is_16_bit(matrix.scalar_type())) {
+    const auto after = at::empty({matrix.size(0), weight.size(0)}, matrix.options());
+    const auto before = keeps ? at::empty_like(after) : at::Tensor();
+    if (affine_gelu_out(before, after, matrix, weight, bias)) return {before, after};
+  }
+  const auto before = affine(matrix, weight, bias);
+  return {before, activated(activation, before)};
 }
 
 // Makes the gradient after the activation the one before it, in place. Fills `after`, the
@@ -141,13 +155,13 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
                             const at::Tensor& weight1, const at::Tensor& weight2,
                             const std::optional<at::Tensor>& bias1,
                             const std::optional<at::Tensor>& bias2, at::ScalarType dtype,
-                            cuda::Activation activation, bool recompute) {
+                            cuda::Activation activation, bool recompute, bool keeps) {
     const c10::DeviceGuard device(input.device());
     const NoAutocast no_autocast;
     const auto matrix = as_matrix(input.to(dtype));
     const auto first = working_copy(weight1, dtype), second = working_copy(weight2, dtype);
-    const auto before = affine(matrix, first, bias_copy(bias1, dtype));
-    const auto after = activated(activation, before);
+    const auto [before, after] =
+        activated(activation, matrix, first, bias_copy(bias1, dtype), keeps);
     auto output = at::empty(with_last(input.sizes(), weight2.size(0)), matrix.options());
     auto rows = output.view({matrix.size(0), weight2.size(0)});
     affine_out(rows, after, second, bias_copy(bias2, dtype));
@@ -171,7 +185,7 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
     if (again) after = at::empty_like(before);
     at::Tensor input, weight1, bias1, weight2, bias2;
     if (needs_bias(*ctx, 4)) bias2 = cuda::column_sum(outer).to(dtype);
-    const auto inner = at::mm(outer, second);
+    const auto inner = product(outer, second, outer.scalar_type());
     bias1 = sums_if(needs_bias(*ctx, 3), before);
     turn_back(activation, before, inner, again ? after : at::Tensor(), bias1);
     if (ctx->needs_input_grad(2)) weight2 = product(outer.t(), after, dtype);
@@ -181,7 +195,7 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
       input = product(inner, first, kept_type(*ctx, "input"))
                   .view(ctx->saved_data.at("sizes").toIntVector());
     }
-    return {input, weight1, weight2, in_type(bias1, dtype), bias2, {}, {}, {}};
+    return {input, weight1, weight2, in_type(bias1, dtype), bias2, {}, {}, {}, {}};
   }
 };
 
@@ -226,7 +240,7 @@ class SwigluFunction : public torch::autograd::Function<SwigluFunction> {
     if (needs_bias(*ctx, 6)) down_b = cuda::column_sum(outer).to(dtype);
     const bool sums = needs_bias(*ctx, 4) || needs_bias(*ctx, 5);
     auto gate_b = sums_if(sums, gate), up_b = sums_if(sums, up);
-    const auto gate_gradient = at::mm(outer, saved[3]);
+    const auto gate_gradient = product(outer, saved[3], outer.scalar_type());
     const auto up_gradient =
         turn_back(gate, up, gate_gradient, again ? after : at::Tensor(), gate_b, up_b);
     if (ctx->needs_input_grad(3)) down_w = product(outer.t(), after, dtype);
@@ -251,11 +265,7 @@ class SwigluFunction : public torch::autograd::Function<SwigluFunction> {
                                    const at::Tensor& up_gradient, const at::Tensor& up,
                                    at::ScalarType dtype) {
     auto result = product(gate_gradient, gate, dtype);
-    if (up_gradient.scalar_type() == dtype) {
-      at::addmm_out(result, result, up_gradient, up);
-    } else {
-      result.add_(product(up_gradient, up, dtype));
-    }
+    add_product(result, up_gradient, up);
     return result;
   }
 };
@@ -332,7 +342,8 @@ at::Tensor MLPImpl::forward(const at::Tensor& input) {
   } else {
     output = MLPFunction::apply(input, fc1->weight, fc2->weight, if_defined(fc1->bias),
                                 if_defined(fc2->bias), compute_dtype(input),
-                                activation_of(options.activation()), options.recompute());
+                                activation_of(options.activation()), options.recompute(),
+                                at::GradMode::is_enabled());
   }
   return options.dropout() > 0 ? at::dropout(output, options.dropout(), is_training()) : output;
 }

@@ -28,7 +28,8 @@ struct MLPOptions : Options<MLPOptions> {
 // Linear, so a checkpoint holds fc1.weight, fc1.bias and so on.
 //
 // On a GPU it is one autograd function whose activation runs in a kernel of ours, forward and
-// backward; the backward kernel also sums the first bias's gradient. It keeps what precedes the
+// backward, or, gelu_tanh forward in 16 bits, within the product (lightning/cuda/gemm.h); the
+// backward kernel also sums the first bias's gradient. It keeps what precedes the
 // activation and, without recompute, what follows it. Elsewhere it is the layers one after the
 // other.
 //

@@ -240,8 +240,7 @@ TEST_CASE("an LMHead under autocast reads the optimizer's copy of its weight", "
   const auto hidden = torch::randn({3, 8});
   const auto target = torch::randint(20, {3});
   WorkingCopies copies(at::kBFloat16);
-  copies.place_for(head->weight).zero_();
-  copies.set_current(head->weight);
+  copies.want(head->weight).zero_();  // shows which of the two is read
   const auto scope = WorkingCopies::use(&copies);
   at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
   at::autocast::set_autocast_enabled(at::kCPU, true);
