@@ -132,9 +132,7 @@ void set_global_flags(const TrainerOptions& options) {
   }
   if (options.benchmark()) {
     context.setBenchmarkCuDNN(*options.benchmark());
-    if (*options.benchmark() && cuda::gemm_mode() == cuda::GemmMode::kHeuristic) {
-      cuda::set_gemm_mode(cuda::GemmMode::kMeasured);
-    }
+    cuda::choose_gemm_mode(*options.benchmark());
   } else if (on) {
     context.setBenchmarkCuDNN(false);
   }

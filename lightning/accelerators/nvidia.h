@@ -17,8 +17,8 @@ std::string gpu_name(int index);
 int compute_capability(int index);
 
 // Name and value of what NVML knows now:
-//   gpu_utilization_percent     of the time (a driver's window below a second) in which a kernel
-//   ran memory_utilization_percent  the same for reads and writes of its memory
+//   gpu_utilization_percent      time in which a kernel ran, in a driver's window below a second
+//   memory_utilization_percent   the same for reads and writes of its memory
 //   temperature_celsius, power_watts
 // Figures that this card, or a part of one (MIG), does not have are left out; all of them where
 // there is no NVML. Takes about a millisecond.

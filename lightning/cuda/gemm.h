@@ -27,6 +27,9 @@ enum class GemmMode { kOff, kHeuristic, kMeasured };
 // Errors: MisconfigurationError where it says something else.
 GemmMode gemm_mode();
 void set_gemm_mode(GemmMode mode);
+// What the Trainer's benchmark flag asks for: kMeasured or kHeuristic. What the environment says
+// stands.
+void choose_gemm_mode(bool benchmark);
 
 // out = a b, then what is asked for: + out, + bias over rows, the GELU of that.
 struct Gemm {

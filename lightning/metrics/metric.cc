@@ -89,10 +89,14 @@ void Metric::follow(const at::Tensor& input) {
 
 void Metric::to(at::Device device) {
   const c10::InferenceMode off(false);
+  // To a GPU without a wait; from one the host needs the values.
+  const auto moved = [&](const at::Tensor& tensor) {
+    return tensor.to(tensor.options().device(device), /*non_blocking=*/device.is_cuda());
+  };
   for (Entry& entry : entries_) {
-    entry.initial = entry.initial.to(device);
-    if (entry.value.defined()) entry.value = entry.value.to(device);
-    for (auto& part : entry.list) part = part.to(device);
+    entry.initial = moved(entry.initial);
+    if (entry.value.defined()) entry.value = moved(entry.value);
+    for (auto& part : entry.list) part = moved(part);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
 
+#include <algorithm>
 #include <mutex>
 #include <unordered_map>
 #include <utility>
@@ -157,6 +158,11 @@ void RecordedStep::add(Kind kind, const Optimizer& optimizer, std::vector<void*>
   if (any) {
     differs = differs || !holds(kind, optimizer);
     certain = certain && is_certain && keys == stepped;
+    // A state that only one of the recordings counts in is read from the device when it is asked
+    // for.
+    for (void* const key : keys) {
+      if (std::find(stepped.begin(), stepped.end(), key) == stepped.end()) stepped.push_back(key);
+    }
     return;
   }
   any = true;
@@ -182,7 +188,9 @@ bool upload_options(torch::optim::Optimizer& optimizer) {
   const Kind kind = kind_of(optimizer);
   if (kind == Kind::kOther || !uses_cuda(optimizer)) return true;
   const at::NoGradGuard no_grad;
+  const auto before = table().find(optimizer);
   const auto recorded = table().make(optimizer);
+  const bool replaced = before != nullptr && before != recorded;
   place_counts(kind, optimizer);
   for (size_t i = 0; i < optimizer.param_groups().size(); ++i) {
     auto& group = optimizer.param_groups()[i];
@@ -193,7 +201,7 @@ bool upload_options(torch::optim::Optimizer& optimizer) {
       last = &param;
     }
   }
-  if (!recorded->any || recorded->holds(kind, optimizer)) return true;
+  if (!recorded->any || recorded->holds(kind, optimizer)) return !replaced;
   // What is recorded from now on is compared with itself.
   auto rates = std::move(recorded->rates);
   *recorded = RecordedStep();

@@ -156,6 +156,7 @@ struct CUDAGraphExecutor::Graph {
   // where it leaves it.
   struct Gradient {
     at::Tensor parameter, before, after;
+    bool was_there = false;  // before
     bool adds() const { return before.defined() && before.is_same(after); }
   };
 
@@ -171,7 +172,8 @@ struct CUDAGraphExecutor::Graph {
     gradients.clear();
     for (size_t i = 0; i < model.parameters; ++i) {
       const auto& parameter = model.tensors[i].tensor;
-      if (parameter.requires_grad()) gradients.push_back({parameter, parameter.grad(), {}});
+      if (!parameter.requires_grad()) continue;
+      gradients.push_back({parameter, parameter.grad(), {}, parameter.grad().defined()});
     }
   }
   void note_gradients_after() {
@@ -188,12 +190,13 @@ struct CUDAGraphExecutor::Graph {
   }
 
   // Brings gradients that another step left elsewhere to where the graph adds to them. False where
-  // there are none.
+  // there are none, and where there is one that the graph does not know of and would drop.
   bool fetch_gradients() {
     std::vector<at::Tensor> to, from;
     for (const auto& one : gradients) {
-      if (!one.adds()) continue;
       const auto& now = one.parameter.grad();
+      if (!kind.clears && !one.was_there && now.defined()) return false;
+      if (!one.adds()) continue;
       if (!now.defined()) return false;
       if (now.is_same(one.before)) continue;
       to.push_back(one.before);

@@ -6,7 +6,8 @@
 //
 // There is a graph for each shape of a batch (sizes, strides, dtypes, and the values of what is no
 // tensor) and each place in the window of accumulation, all in one memory pool. Numbers are those
-// of ordinary steps, bit for bit, dropout's too.
+// of ordinary steps, bit for bit, dropout's too (but for 64-true, where a recorded step reads its
+// learning rate in float32).
 //
 // A replay runs no code of the host. What the loop itself does is done at each replay: it counts,
 // uploads the learning rate, and logs the tensors that training_step logged when it was recorded.

@@ -15,7 +15,7 @@
 #include "lightning/step/graph_device.h"
 #include "tests/nn/gradients.h"
 
-#if __has_include(<cuda_runtime_api.h>)
+#if __has_include(<c10/cuda/impl/cuda_cmake_macros.h>) && __has_include(<cuda_runtime_api.h>)
 #include <c10/cuda/CUDAFunctions.h>
 #define HAS_SYNC_DEBUG_MODE 1
 #endif
