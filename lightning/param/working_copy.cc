@@ -5,6 +5,8 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/core/InferenceMode.h>
 
+#include "lightning/param/touch.h"
+
 namespace lightning {
 namespace {
 
@@ -90,6 +92,7 @@ Scope WorkingCopies::use(WorkingCopies* copies) {
 }
 
 at::Tensor working_copy(const at::Tensor& parameter, at::ScalarType dtype) {
+  whole(parameter);  // kernels read it by its address
   if (parameter.scalar_type() == dtype) return parameter.detach();
   if (in_use != nullptr && in_use->dtype() == dtype) {
     auto copy = in_use->want(parameter);
