@@ -2,12 +2,14 @@
 // tokens; the peer is gpt2.py. --variant says of what:
 //
 //   nn       the network of examples/gpt2, on lightning/nn
-//   graph    the same with `compile: cuda_graph`
+//   nn16     the same with its residual stream in 16 bits
+//   graph    nn with `compile: cuda_graph`
 //   plain    a user's network of torch::nn (plain_gpt.h)
 //   trainer, bare   that one with SGD through the Trainer, and in a loop without it: their
 //                   difference is what the Trainer costs
-//   curves   no time: the losses of nn and of plain under autocast, and of plain in float32, from
-//            the same weights on the same tokens, and how far they are apart
+//   ddp      nn on --devices 2; its milliseconds beside those of nn are what the second GPU costs
+//   curves   no time: the losses of nn, nn16 and plain under autocast, and of plain in float32,
+//            from the same weights on the same tokens, and how far they are apart
 #include <torch/torch.h>
 
 #include <memory>
@@ -30,8 +32,9 @@ struct OwnSGD : torch::optim::SGD {
   using torch::optim::SGD::SGD;
 };
 
-GPTOptions sizes(const Arguments& a) {
+GPTOptions sizes(const Arguments& a, const std::string& variant) {
   return GPTOptions()
+      .residual_in_fp32(variant != "nn16")
       .layers(a.number("layers", 12))
       .features(a.number("width", 768))
       .heads(a.number("heads", 12))
@@ -40,9 +43,10 @@ GPTOptions sizes(const Arguments& a) {
 }
 
 struct Model : lightning::LightningModule {
-  Model(const Arguments& a, std::string variant) : options(sizes(a)), variant(std::move(variant)) {}
+  Model(const Arguments& a, std::string variant)
+      : options(sizes(a, variant)), variant(std::move(variant)) {}
   void configure_model() override {
-    if (variant == "nn" || variant == "graph") {
+    if (variant == "nn" || variant == "nn16" || variant == "graph" || variant == "ddp") {
       fast = register_module("net", gpt::GPT(options));
     } else {
       plain = register_module("net", benchmark::PlainGPT(options));
@@ -91,14 +95,7 @@ at::Tensor markov_rows(const GPTOptions& o, int64_t count) {
 }
 
 lightning::TrainerOptions trainer_options(const Arguments& a) {
-  const auto folder = a.text("folder", ".");
-  return lightning::TrainerOptions()
-      .accelerator(a.text("accelerator", "cuda"))
-      .devices(int64_t{1})
-      .precision(a.text("precision", "bf16-mixed"))
-      .benchmark(true)
-      .default_root_dir(folder)
-      .logger(lightning::CSVLoggerOptions(folder));
+  return benchmark::trainer_options(a, "bf16-mixed");
 }
 
 void fit(const Arguments& a, const std::string& variant, const std::shared_ptr<Model>& model,
@@ -127,19 +124,20 @@ void bare(const Arguments& a, const std::shared_ptr<Model>& model, StepWindow& w
 }
 
 void measure(const Arguments& a, const std::string& variant) {
-  const auto o = sizes(a);
+  const auto o = sizes(a, variant);
   const auto batch = a.number("batch", 32);
   const auto model = std::make_shared<Model>(a, variant);
   const auto window = std::make_shared<StepWindow>(a);
-  // As many batches as there are steps, and one epoch.
-  auto data = benchmark::next_tokens(random_rows(o, batch * window->total()), batch);
+  // As many batches as there are steps on each device, and one epoch.
+  const auto devices = a.number("devices", 1);
+  auto data = benchmark::next_tokens(random_rows(o, devices * batch * window->total()), batch);
   if (variant == "bare") {
     bare(a, model, *window, data);
   } else {
     fit(a, variant, model, window, data);
   }
-  const auto flops = 6.0 * static_cast<double>(benchmark::parameter_count(*model)) +
-                     12.0 * static_cast<double>(o.layers() * o.features() * o.context());
+  const double flops = benchmark::flops_per_token(*model, o.layers(), o.features(), o.context());
+  if (!window->is_global_zero()) return;
   benchmark::report(a, a.text("name", "gpt2") + "_" + variant, *window, batch * o.context(), flops);
 }
 
@@ -170,11 +168,12 @@ at::Tensor curve(const Arguments& a, const std::string& variant, const std::stri
 
 void compare_curves(const Arguments& a) {
   torch::manual_seed(0);
-  const auto o = sizes(a);
+  const auto o = sizes(a, "plain");
   benchmark::PlainGPT source(o);
   const auto weights = source->parameters();
   const auto rows = markov_rows(o, a.number("batch", 16) * a.number("steps", 200));
   const auto fast = curve(a, "nn", "bf16-mixed", rows, weights);
+  const auto fast16 = curve(a, "nn16", "bf16-mixed", rows, weights);
   const auto plain = curve(a, "plain", "bf16-mixed", rows, weights);
   const auto exact = curve(a, "plain", "32-true", rows, weights);
   const auto most = [](const at::Tensor& left, const at::Tensor& right) {
@@ -186,6 +185,7 @@ void compare_curves(const Arguments& a) {
                      {"last_loss", fast[-1].item<double>()},
                      {"max_difference", most(fast, plain)},
                      {"mean_difference", (fast - plain).abs().mean().item<double>()},
+                     {"max_difference_16", most(fast16, plain)},
                      {"nn_from_float32", most(fast, exact)},
                      {"plain_from_float32", most(plain, exact)}});
 }

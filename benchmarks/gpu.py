@@ -1,6 +1,6 @@
 """Runs the GPU benchmarks, each next to its Python peer, and prints one table of them all.
 
-    benchmarks/gpu.py [--programs FOLDER] [--only gpt2,small,overhead,curves,llama] [--tiny]
+    benchmarks/gpu.py [--programs FOLDER] [--only gpt2,small,overhead,curves,llama,ddp] [--tiny]
 
 FOLDER holds the programs gpt2 and llama, by default where Bazel leaves them; the peers run under
 the Python that runs this, whose LibTorch the programs use too. A program that fails or that takes
@@ -64,7 +64,8 @@ class Run:
                     if not (tiny and v in ("graph", "compile", "reduce-overhead"))]
         if not self.is_peer:
             program = os.path.join(programs, self.program)
-            return [(f"{self.part} {variant}", [program, "--variant", variant, *common])
+            return [(f"{self.part} {variant}", [program, "--variant", variant, *common,
+                                                *(["--devices", "2"] if variant == "ddp" else [])])
                     for variant in variants]
         if not variants:
             return []
@@ -75,16 +76,19 @@ class Run:
 
 # In the order of their worth, for a time that runs out.
 RUNS = [
-    Run("gpt2", "gpt2", ["nn", "plain"]),
+    Run("gpt2", "gpt2", ["nn", "nn16", "plain"]),
     Run("gpt2", "gpt2.py", ["eager", "compile"], limit_s=150),
     Run("small", "gpt2", ["graph", "nn"], limit_s=40),
     Run("small", "gpt2.py", ["eager", "reduce-overhead", "compile"], limit_s=120),
     Run("curves", "gpt2", ["curves"]),
-    Run("overhead", "gpt2", ["trainer", "bare"], sizes="small", limit_s=40),
-    Run("overhead", "gpt2.py", ["trainer", "bare"], sizes="small"),
+    # Twice, for what the smallest differ by is small.
+    Run("overhead", "gpt2", ["trainer", "bare"] * 2, sizes="small", limit_s=40),
+    Run("overhead", "gpt2.py", ["trainer", "bare"] * 2, sizes="small", limit_s=90),
     Run("llama", "llama", ["nn"], limit_s=80),
     Run("llama", "llama.py", ["compile"], limit_s=150),
+    Run("ddp", "gpt2", ["nn", "ddp"], sizes="gpt2"),
 ]
+NEEDS_TWO = {"ddp"}  # GPUs
 
 
 def quotient(over, under, key="ms"):
@@ -105,6 +109,10 @@ GOALS = [
      1.13, 1.25),
     ("GPT-2 124M, lightning/nn: times eager", quotient("peer:gpt2_eager", "ours:gpt2_nn"),
      1.5, 1.7),
+    ("GPT-2 124M, 16-bit residual: times torch.compile",
+     quotient("peer:gpt2_compile", "ours:gpt2_nn16"), 1.13, 1.25),
+    ("GPT-2 124M, 16-bit residual: times eager", quotient("peer:gpt2_eager", "ours:gpt2_nn16"),
+     1.5, 1.7),
     ("GPT-2 124M, torch::nn: times eager", quotient("peer:gpt2_eager", "ours:gpt2_plain"),
      0.9, 1.0),
     ("< GPT-2 124M: peak GB of tensors", lambda r: r["ours:gpt2_nn"]["peak_gb"], 16.7, 15.0),
@@ -117,9 +125,21 @@ GOALS = [
     ("Trainer's overhead: Lightning's over ours", overhead, 20.0, 50.0),
     ("Llama-like 1.2 B: times torch.compile", quotient("peer:llama_compile", "ours:llama_nn"),
      1.05, 1.15),
+    ("GPT-2 124M, DDP on two GPUs: part of twice one's", quotient("ours:ddp_nn", "ours:ddp_ddp"),
+     0.97, 0.99),
     ("< loss curve: most that 200 steps differ from autocast's",
      lambda r: r["ours:curves_curves"]["max_difference"], 0.01, 0.007),
+    ("< loss curve, 16-bit residual",
+     lambda r: r["ours:curves_curves"]["max_difference_16"], 0.01, 0.007),
 ]
+
+
+def gpus():
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return 0
+    return len(listed.stdout.splitlines())
 
 
 def environment(tiny):
@@ -200,7 +220,10 @@ def measure(only, programs, tiny, budget_s):
             with open(results) as lines:
                 for line in lines:
                     result = json.loads(line)
-                    found[f"{side}:{result['name']}"] = result
+                    name = f"{side}:{result['name']}"
+                    # Of one that was measured twice the faster counts.
+                    if name not in found or result["ms"] < found[name]["ms"]:
+                        found[name] = result
         shutil.rmtree(folder, ignore_errors=True)
     return found
 
@@ -245,13 +268,16 @@ def main():
     if unknown:
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are: "
                  f"{', '.join(dict.fromkeys(each.part for each in RUNS))}")
+    if not only:
+        only = [each.part for each in RUNS
+                if arguments.tiny or gpus() > 1 or each.part not in NEEDS_TWO]
     found = measure(only, os.path.abspath(arguments.programs), arguments.tiny, arguments.budget)
     show(found)
     if arguments.json:
         with open(arguments.json, "w") as out:
             json.dump(found, out, indent=1)
     # A program without a result has failed.
-    wanted = sum(len(each.variants) for each in RUNS if not only or each.part in only)
+    wanted = sum(len(set(each.variants)) for each in RUNS if not only or each.part in only)
     sys.exit(1 if len(found) < wanted and not arguments.tiny else 0)
 
 

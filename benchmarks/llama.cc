@@ -110,20 +110,12 @@ int main(int argc, char** argv) {
   const auto window = std::make_shared<StepWindow>(a);
   const auto rows =
       torch::randint(0, s.vocabulary, {s.batch * window->total(), s.context + 1}, at::kLong);
-  const auto folder = a.text("folder", ".");
   // A checkpoint of several GB at the end of the only epoch would be beside the point.
-  lightning::Trainer(lightning::TrainerOptions()
-                         .accelerator(a.text("accelerator", "cuda"))
-                         .devices(int64_t{1})
-                         .precision(a.text("precision", "bf16-true"))
-                         .benchmark(true)
+  lightning::Trainer(benchmark::trainer_options(a, "bf16-true")
                          .max_steps(window->total())
                          .enable_checkpointing(false)
-                         .default_root_dir(folder)
-                         .logger(lightning::CSVLoggerOptions(folder))
                          .callbacks({window}))
       .fit(model, benchmark::next_tokens(rows, s.batch));
-  const double flops = 6.0 * static_cast<double>(benchmark::parameter_count(*model)) +
-                       12.0 * static_cast<double>(s.layers * s.width * s.context);
+  const double flops = benchmark::flops_per_token(*model, s.layers, s.width, s.context);
   benchmark::report(a, a.text("name", "llama") + "_nn", *window, s.batch * s.context, flops);
 }

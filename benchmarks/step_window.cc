@@ -13,6 +13,8 @@
 #include <unordered_set>
 
 #include "lightning/module.h"
+#include "lightning/trainer.h"
+#include "loggers/csv_logger.h"
 
 namespace benchmark {
 namespace {
@@ -76,9 +78,10 @@ StepWindow::StepWindow(const Arguments& arguments)
       windows_(arguments.number("windows", 2)),
       profiles_(arguments.number("profile", 0) != 0) {}
 
-void StepWindow::on_train_batch_end(lightning::Trainer&, lightning::LightningModule& module,
+void StepWindow::on_train_batch_end(lightning::Trainer& trainer, lightning::LightningModule& module,
                                     const lightning::StepOutput&, const lightning::Batch&,
                                     int64_t) {
+  is_global_zero_ = trainer.is_global_zero();
   count(module.device());
 }
 
@@ -152,13 +155,26 @@ lightning::DataLoader next_tokens(const at::Tensor& rows, int64_t batch) {
           lightning::DataLoaderOptions(batch).pin_memory(torch::cuda::is_available())};
 }
 
-int64_t parameter_count(const torch::nn::Module& module) {
+double flops_per_token(const torch::nn::Module& module, int64_t layers, int64_t width,
+                       int64_t context) {
   std::unordered_set<const void*> seen;
-  int64_t count = 0;
+  int64_t elements = 0;
   for (const auto& parameter : module.parameters()) {
-    if (seen.insert(parameter.unsafeGetTensorImpl()).second) count += parameter.numel();
+    if (seen.insert(parameter.unsafeGetTensorImpl()).second) elements += parameter.numel();
   }
-  return count;
+  return 6.0 * static_cast<double>(elements) + 12.0 * static_cast<double>(layers * width * context);
+}
+
+lightning::TrainerOptions trainer_options(const Arguments& arguments,
+                                          const std::string& precision) {
+  const auto folder = arguments.text("folder", ".");
+  return lightning::TrainerOptions()
+      .accelerator(arguments.text("accelerator", "cuda"))
+      .devices(arguments.number("devices", 1))
+      .precision(arguments.text("precision", precision))
+      .benchmark(true)
+      .default_root_dir(folder)
+      .logger(lightning::CSVLoggerOptions(folder));
 }
 
 void report(const Arguments& arguments, const std::string& name, const StepWindow& window,

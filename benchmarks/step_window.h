@@ -17,6 +17,7 @@
 
 #include "lightning/callback.h"
 #include "lightning/data/data_loader.h"
+#include "lightning/trainer_options.h"
 
 namespace benchmark {
 
@@ -42,6 +43,7 @@ class StepWindow : public lightning::Callback {
                           int64_t batch_idx) override;
   // The same for a loop without a Trainer.
   void count(c10::Device device);
+  bool is_global_zero() const { return is_global_zero_; }
 
   double milliseconds() const;           // of a step: the median of the windows
   std::optional<double> joules() const;  // of a step, over all windows
@@ -55,7 +57,7 @@ class StepWindow : public lightning::Callback {
   void profile();
 
   int64_t warmup_, steps_, windows_, done_ = 0;
-  bool profiles_ = false;
+  bool profiles_ = false, is_global_zero_ = true;
   std::map<std::string, std::pair<double, int64_t>> kernels_;  // milliseconds and calls, of a step
   std::vector<Clock::time_point> times_;
   std::vector<std::optional<double>> joules_;  // of the GPU since its driver was loaded
@@ -64,8 +66,12 @@ class StepWindow : public lightning::Callback {
 
 // Batches {x, y} of rows of tokens [samples, time + 1]: y is what follows each token of x.
 lightning::DataLoader next_tokens(const at::Tensor& rows, int64_t batch);
-// Elements of all parameters; a shared one counts once.
-int64_t parameter_count(const torch::nn::Module& module);
+// Floating-point operations a token, forward and backward, of a transformer: six for each parameter
+// (a shared one counts once), and the products of attention.
+double flops_per_token(const torch::nn::Module& module, int64_t layers, int64_t width,
+                       int64_t context);
+// One GPU with a CSV logger in --folder; --accelerator, --devices and --precision tell otherwise.
+lightning::TrainerOptions trainer_options(const Arguments& arguments, const std::string& precision);
 
 // Prints and appends a result.
 //   tokens            of a step

@@ -147,8 +147,10 @@ struct TrainerOptions : Options<TrainerOptions> {
          "\"norm\" or \"value\". norm where not given.");
   OPTION(std::optional<BoolOrWord>, deterministic, std::nullopt,
          "Whether operators must be deterministic; \"warn\" to be told of those that are not.");
-  OPTION(std::optional<bool>, benchmark, std::nullopt,
-         "Whether cuDNN may try algorithms out. LibTorch's own setting where not given.");
+  OPTION(
+      std::optional<bool>, benchmark, std::nullopt,
+      "Whether cuDNN, and cuBLASLt for the layers of lightning/nn, may measure which algorithm is "
+      "the fastest. LibTorch's own setting where not given.");
   OPTION(bool, inference_mode, true,
          "Whether validate, test and predict run in inference mode rather than without gradients.");
   OPTION(bool, use_distributed_sampler, true, "Whether each process reads its own share of data.");

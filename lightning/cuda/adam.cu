@@ -1,16 +1,14 @@
 #include <algorithm>
 
 #include "lightning/cuda/adam.h"
-#include "lightning/cuda/check.cuh"
+#include "lightning/cuda/elements.cuh"
 
 namespace lightning::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWidth = 4;                            // numbers that a thread takes at a time
-constexpr int kRounds = 8;                           // times that it does
-constexpr int kBlock = kThreads * kWidth * kRounds;  // numbers that a block takes
-constexpr int kTensors = 54;                         // a launch, within 4 KB of arguments
+constexpr int kBlock = kThreads * 32;  // numbers that a block takes
+constexpr int kTensors = 54;           // a launch, within 4 KB of arguments
 
 struct Part {
   AdamTensor tensor;
@@ -66,32 +64,27 @@ __device__ __forceinline__ void update(Number& n, const Arguments& arguments,
   n.parameter -= __fdiv_rn(factors.step_size * n.mean, denominator);
 }
 
-template <class T>
-__device__ __forceinline__ T rounded(float x);
-template <>
-__device__ __forceinline__ __half rounded<__half>(float x) {
-  return __float2half_rn(x);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 rounded<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-
-template <class T>
-struct alignas(4 * sizeof(T)) Four {
-  T x[4];
+// Parameter, gradient and state are of type P, the copy of type T.
+template <class P, class T>
+struct Pointers {
+  explicit __device__ Pointers(const AdamTensor& t)
+      : parameter(static_cast<P*>(t.parameter)),
+        gradient(static_cast<P*>(t.gradient)),
+        mean(static_cast<P*>(t.mean)),
+        squares(static_cast<P*>(t.squares)),
+        largest(static_cast<P*>(t.largest)),
+        copy(static_cast<T*>(t.copy)) {}
+  P *parameter, *gradient, *mean, *squares, *largest;
+  T* copy;
 };
 
-__device__ __forceinline__ Four<float> load(const float* from) {
-  return *reinterpret_cast<const Four<float>*>(from);
+template <int N, class T>
+__device__ __forceinline__ Pack<T, N> load(const T* from) {
+  return *reinterpret_cast<const Pack<T, N>*>(from);
 }
-template <class T>
-__device__ __forceinline__ void store(T* to, const Four<T>& values) {
-  *reinterpret_cast<Four<T>*>(to) = values;
-}
-
-__device__ __forceinline__ bool aligned(const void* pointer, unsigned bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+template <int N, class T>
+__device__ __forceinline__ void store(T* to, const Pack<T, N>& values) {
+  *reinterpret_cast<Pack<T, N>*>(to) = values;
 }
 
 // The part that this block works on: the last one whose first block is not after it.
@@ -108,100 +101,85 @@ __device__ __forceinline__ int part_of(const Arguments& arguments, uint32_t bloc
   return low;
 }
 
-// Four at a time; `end` - `at` is a multiple of kWidth, all pointers are aligned.
-template <class T, bool kDecoupled, bool kAmsgrad>
-__device__ __forceinline__ void update_four(const AdamTensor& t, T* copy, int64_t at,
+// N numbers from `at` on; with more than one all pointers are aligned to a pack of them.
+template <int N, bool kDecoupled, bool kAmsgrad, class P, class T>
+__device__ __forceinline__ void update_pack(const Pointers<P, T>& t, int64_t at,
                                             const Arguments& arguments, const Factors& factors,
                                             float scale) {
-  auto parameter = load(t.parameter + at), gradient = load(t.gradient + at);
-  auto mean = load(t.mean + at), squares = load(t.squares + at);
-  Four<float> largest{};
-  if (kAmsgrad) largest = load(t.largest + at);
-  Four<T> out;
+  auto parameter = load<N>(t.parameter + at), gradient = load<N>(t.gradient + at);
+  auto mean = load<N>(t.mean + at), squares = load<N>(t.squares + at);
+  Pack<P, N> largest{};
+  if (kAmsgrad) largest = load<N>(t.largest + at);
+  Pack<T, N> copy;
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    if (scale != 1) gradient.x[i] = __fdiv_rn(gradient.x[i], scale);
-    Number n{parameter.x[i], gradient.x[i], mean.x[i], squares.x[i], largest.x[i]};
+  for (int i = 0; i < N; ++i) {
+    Number n{to_float(parameter.elements[i]), to_float(gradient.elements[i]),
+             to_float(mean.elements[i]), to_float(squares.elements[i]),
+             to_float(largest.elements[i])};
+    if (scale != 1) n.gradient = __fdiv_rn(n.gradient, scale);
+    gradient.elements[i] = from_float<P>(n.gradient);
     update<kDecoupled, kAmsgrad>(n, arguments, factors);
-    parameter.x[i] = n.parameter;
-    mean.x[i] = n.mean;
-    squares.x[i] = n.squares;
-    largest.x[i] = n.largest;
-    out.x[i] = rounded<T>(n.parameter);
+    parameter.elements[i] = from_float<P>(n.parameter);
+    mean.elements[i] = from_float<P>(n.mean);
+    squares.elements[i] = from_float<P>(n.squares);
+    largest.elements[i] = from_float<P>(n.largest);
+    copy.elements[i] = from_float<T>(n.parameter);
   }
   store(t.parameter + at, parameter);
   store(t.mean + at, mean);
   store(t.squares + at, squares);
   if (kAmsgrad) store(t.largest + at, largest);
   if (scale != 1) store(t.gradient + at, gradient);
-  if (copy != nullptr) store(copy + at, out);
+  if (t.copy != nullptr) store(t.copy + at, copy);
 }
 
-template <class T, bool kDecoupled, bool kAmsgrad>
-__device__ __forceinline__ void update_one(const AdamTensor& t, T* copy, int64_t at,
-                                           const Arguments& arguments, const Factors& factors,
-                                           float scale) {
-  Number n{t.parameter[at], t.gradient[at], t.mean[at], t.squares[at],
-           kAmsgrad ? t.largest[at] : 0};
-  if (scale != 1) {
-    n.gradient = __fdiv_rn(n.gradient, scale);
-    t.gradient[at] = n.gradient;
-  }
-  update<kDecoupled, kAmsgrad>(n, arguments, factors);
-  t.parameter[at] = n.parameter;
-  t.mean[at] = n.mean;
-  t.squares[at] = n.squares;
-  if (kAmsgrad) t.largest[at] = n.largest;
-  if (copy != nullptr) copy[at] = rounded<T>(n.parameter);
-}
-
-template <class T, bool kDecoupled, bool kAmsgrad>
+template <class P, class T, bool kDecoupled, bool kAmsgrad>
 __global__ void __launch_bounds__(kThreads)
     adam_kernel(const __grid_constant__ Arguments arguments) {
   const auto& part = arguments.parts[part_of(arguments, blockIdx.x)];
-  const AdamTensor& t = part.tensor;
-  auto* const copy = static_cast<T*>(t.copy);
+  const Pointers<P, T> t(part.tensor);
   const int64_t begin = static_cast<int64_t>(blockIdx.x - part.first_block) * kBlock;
-  const int64_t end = begin + kBlock < t.size ? begin + kBlock : t.size;
+  const int64_t end = min(begin + kBlock, part.tensor.size);
 
   if (arguments.found_inf != nullptr && *arguments.found_inf != 0) {
-    if (copy == nullptr) return;
+    if (t.copy == nullptr) return;
     for (int64_t at = begin + threadIdx.x; at < end; at += kThreads) {
-      copy[at] = rounded<T>(t.parameter[at]);
+      t.copy[at] = from_float<T>(to_float(t.parameter[at]));
     }
     return;
   }
 
   // The powers are float64, which some GPUs have little of: one thread computes them.
   __shared__ Factors shared;
-  if (threadIdx.x == 0) shared = factors_of(arguments, *t.step);
+  if (threadIdx.x == 0) shared = factors_of(arguments, *part.tensor.step);
   __syncthreads();
   const Factors factors = shared;
   const float scale = arguments.grad_scale != nullptr ? *arguments.grad_scale : 1;
 
-  const bool vector = aligned(t.parameter, 16) && aligned(t.gradient, 16) && aligned(t.mean, 16) &&
-                      aligned(t.squares, 16) && (!kAmsgrad || aligned(t.largest, 16)) &&
-                      aligned(copy, 8);
+  constexpr int kWidth = kPerLoad<P>;
+  const bool vector = is_aligned(t.parameter, 16) && is_aligned(t.gradient, 16) &&
+                      is_aligned(t.mean, 16) && is_aligned(t.squares, 16) &&
+                      is_aligned(t.largest, 16) && is_aligned(t.copy, kWidth * sizeof(T));
   int64_t rest = begin;
   if (vector) {
     rest = begin + (end - begin) / kWidth * kWidth;
     for (int64_t at = begin + kWidth * threadIdx.x; at < rest; at += kWidth * kThreads) {
-      update_four<T, kDecoupled, kAmsgrad>(t, copy, at, arguments, factors, scale);
+      update_pack<kWidth, kDecoupled, kAmsgrad>(t, at, arguments, factors, scale);
     }
   }
   for (int64_t at = rest + threadIdx.x; at < end; at += kThreads) {
-    update_one<T, kDecoupled, kAmsgrad>(t, copy, at, arguments, factors, scale);
+    update_pack<1, kDecoupled, kAmsgrad>(t, at, arguments, factors, scale);
   }
 }
 
-template <class T>
+template <class P, class T>
 void launch(const Arguments& arguments, unsigned blocks, const AdamSettings& settings,
             Stream stream) {
   const auto with = [&](auto kernel) { kernel<<<blocks, kThreads, 0, stream>>>(arguments); };
   if (settings.decoupled) {
-    settings.amsgrad ? with(adam_kernel<T, true, true>) : with(adam_kernel<T, true, false>);
+    settings.amsgrad ? with(adam_kernel<P, T, true, true>) : with(adam_kernel<P, T, true, false>);
   } else {
-    settings.amsgrad ? with(adam_kernel<T, false, true>) : with(adam_kernel<T, false, false>);
+    settings.amsgrad ? with(adam_kernel<P, T, false, true>) : with(adam_kernel<P, T, false, false>);
   }
   check_launch("the Adam kernel");
 }
@@ -230,10 +208,14 @@ void adam(const std::vector<AdamTensor>& tensors, const AdamSettings& settings, 
   uint32_t blocks = 0;
   const auto flush = [&] {
     if (blocks == 0) return;
-    if (settings.copy_dtype == Dtype::kHalf) {
-      launch<__half>(arguments, blocks, settings, stream);
+    if (settings.dtype == Dtype::kHalf) {
+      launch<__half, __half>(arguments, blocks, settings, stream);
+    } else if (settings.dtype == Dtype::kBFloat16) {
+      launch<__nv_bfloat16, __nv_bfloat16>(arguments, blocks, settings, stream);
+    } else if (settings.copy_dtype == Dtype::kHalf) {
+      launch<float, __half>(arguments, blocks, settings, stream);
     } else {
-      launch<__nv_bfloat16>(arguments, blocks, settings, stream);
+      launch<float, __nv_bfloat16>(arguments, blocks, settings, stream);
     }
     blocks = 0;
     arguments.count = 0;

@@ -6,6 +6,8 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 
+#include <utility>
+
 #include "lightning/cuda/column_sum.h"
 #include "lightning/cuda/launch.h"
 
@@ -29,14 +31,43 @@ at::Tensor by_kernel(const at::Tensor& matrix) {
   return sums;
 }
 
+// What a tensor carries beside its values.
+struct LeftSums : c10::BackendMeta {
+  LeftSums(at::Tensor sums, uint32_t version) : sums(std::move(sums)), version(version) {}
+  at::Tensor sums;
+  uint32_t version;  // of the tensor they are of
+};
+
+// The sums that were left with the tensor; undefined where there are none.
+at::Tensor taken_from(const at::Tensor& matrix) {
+  auto* const impl = matrix.unsafeGetTensorImpl();
+  const auto* const left = dynamic_cast<const LeftSums*>(impl->get_backend_meta());
+  if (left == nullptr) return {};
+  const auto sums = left->version == matrix._version() ? left->sums : at::Tensor();
+  impl->set_backend_meta(nullptr);
+  return sums;
+}
+
+at::Tensor as_matrix(const at::Tensor& tensor) {
+  if (tensor.dim() == 2) return tensor;
+  const auto columns = tensor.size(-1);
+  return tensor.reshape({columns == 0 ? 0 : tensor.numel() / columns, columns});
+}
+
 }  // namespace
 
-at::Tensor column_sum(const at::Tensor& matrix) {
-  TORCH_CHECK(matrix.dim() == 2, "column_sum got a tensor of ", matrix.sizes(),
-              ", expected [rows, columns].");
+void leave_column_sum(const at::Tensor& matrix, const at::Tensor& sums) {
+  matrix.unsafeGetTensorImpl()->set_backend_meta(
+      c10::make_intrusive<LeftSums>(sums, matrix._version()));
+}
+
+at::Tensor column_sum(const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.dim() > 0, "column_sum got a scalar, expected [..., columns].");
+  if (auto sums = taken_from(tensor); sums.defined()) return sums;
   const at::NoGradGuard no_grad;
+  const auto matrix = as_matrix(tensor);
   const auto dtype = matrix.scalar_type();
-  const bool has_kernel = dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
+  const bool has_kernel = has_dtype(dtype);
   if constexpr (kBuilt) {
     if (has_kernel && can_run(matrix)) {
       return by_kernel(matrix.stride(1) == 1 ? matrix : matrix.contiguous());

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "lightning/cuda/check.cuh"
 #include "lightning/cuda/cross_entropy.h"
+#include "lightning/cuda/elements.cuh"
 
 // What assert() calls, which NDEBUG hides.
 extern "C" __host__ __device__ void __assert_fail(const char* assertion, const char* file,
@@ -16,27 +16,14 @@ namespace lightning::cuda {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kMostThreads = 1024;
+// More in a block would cost more in its merges than they hide: 1.9 ms instead of 1.6 for 32,768
+// rows of 50,304 bfloat16 on an H200.
+constexpr int kMostThreads = 512;
 constexpr int kVectorBytes = 16;
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
 
 template <class T>
-inline constexpr int kPerVector = kVectorBytes / static_cast<int>(sizeof(T));
-
-template <class T>
-struct alignas(kVectorBytes) Vector {
-  T elements[kPerVector<T>];
-};
-
-__device__ inline float to_float(float value) { return value; }
-__device__ inline float to_float(__half value) { return __half2float(value); }
-__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ inline void store(float* place, float value) { *place = value; }
-__device__ inline void store(__half* place, float value) { *place = __float2half_rn(value); }
-__device__ inline void store(__nv_bfloat16* place, float value) {
-  *place = __float2bfloat16_rn(value);
-}
+using Vector = Pack<T, kPerLoad<T>>;
 
 // e^x for a difference of logits. The difference is taken first, so that large logits lose nothing.
 __device__ inline float exp_of(float x) {
@@ -121,8 +108,8 @@ struct Split {
                                         static_cast<int>(sizeof(T)));
     const bool shared = (address - other_address) % kVectorBytes == 0;
     head = shared ? min(before, classes) : classes;
-    vectors = (classes - head) / kPerVector<T>;
-    tail = head + vectors * kPerVector<T>;
+    vectors = (classes - head) / kPerLoad<T>;
+    tail = head + vectors * kPerLoad<T>;
   }
 };
 
@@ -134,10 +121,10 @@ __device__ inline void for_scalars(const Split<T>& split, int classes, const F& 
 }
 
 template <class T>
-__device__ inline void load(const Vector<T>& from, float (&values)[kPerVector<T>]) {
+__device__ inline void load(const Vector<T>& from, float (&values)[kPerLoad<T>]) {
   const Vector<T> vector = from;
 #pragma unroll
-  for (int i = 0; i < kPerVector<T>; ++i) values[i] = to_float(vector.elements[i]);
+  for (int i = 0; i < kPerLoad<T>; ++i) values[i] = to_float(vector.elements[i]);
 }
 
 // From logits to the gradient of a row's loss.
@@ -156,9 +143,9 @@ struct Gradient {
 };
 
 template <class T>
-__device__ inline void write(const Gradient& gradient, const float (&logits)[kPerVector<T>],
+__device__ inline void write(const Gradient& gradient, const float (&logits)[kPerLoad<T>],
                              int first, Vector<T>& place) {
-  constexpr int kN = kPerVector<T>;
+  constexpr int kN = kPerLoad<T>;
   float values[kN];
 #pragma unroll
   for (int i = 0; i < kN; ++i) {
@@ -173,7 +160,7 @@ __device__ inline void write(const Gradient& gradient, const float (&logits)[kPe
   }
   Vector<T> vector;
 #pragma unroll
-  for (int i = 0; i < kN; ++i) store(&vector.elements[i], values[i] * gradient.factor);
+  for (int i = 0; i < kN; ++i) vector.elements[i] = from_float<T>(values[i] * gradient.factor);
   place = vector;
 }
 
@@ -183,9 +170,9 @@ __device__ inline void write_zeros(T* row, int classes) {
   auto* vectors = reinterpret_cast<Vector<T>*>(row + split.head);
   Vector<T> zeros;
 #pragma unroll
-  for (int i = 0; i < kPerVector<T>; ++i) store(&zeros.elements[i], 0.0f);
+  for (int i = 0; i < kPerLoad<T>; ++i) zeros.elements[i] = from_float<T>(0.0f);
   for (int i = threadIdx.x; i < split.vectors; i += blockDim.x) vectors[i] = zeros;
-  for_scalars(split, classes, [&](int i) { store(row + i, 0.0f); });
+  for_scalars(split, classes, [&](int i) { row[i] = from_float<T>(0.0f); });
 }
 
 __device__ inline int checked(int64_t target, int classes) {
@@ -202,7 +189,7 @@ __device__ inline int checked(int64_t target, int classes) {
 template <class T, bool kSmooth>
 __global__ void __launch_bounds__(kMostThreads, 2)
     forward(CrossEntropyForward arguments, int kept) {
-  constexpr int kN = kPerVector<T>;
+  constexpr int kN = kPerLoad<T>;
   extern __shared__ uint4 memory[];
   auto* kept_vectors = reinterpret_cast<Vector<T>*>(memory);
   const CrossEntropyRows& rows = arguments.rows;
@@ -272,13 +259,13 @@ __global__ void __launch_bounds__(kMostThreads, 2)
       write(to_gradient, values, split.head + i * kN, gradients[i]);
     }
     for_scalars(split, classes,
-                [&](int i) { store(gradient + i, to_gradient(to_float(logits[i]), i)); });
+                [&](int i) { gradient[i] = from_float<T>(to_gradient(to_float(logits[i]), i)); });
   }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kMostThreads, 2) backward(CrossEntropyBackward arguments) {
-  constexpr int kN = kPerVector<T>;
+  constexpr int kN = kPerLoad<T>;
   const CrossEntropyRows& rows = arguments.rows;
   const int classes = static_cast<int>(rows.classes);
 
@@ -307,7 +294,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) backward(CrossEntropyBackward
       write(to_gradient, values, split.head + i * kN, gradients[i]);
     }
     for_scalars(split, classes,
-                [&](int i) { store(gradient + i, to_gradient(to_float(logits[i]), i)); });
+                [&](int i) { gradient[i] = from_float<T>(to_gradient(to_float(logits[i]), i)); });
   }
 }
 
@@ -385,8 +372,8 @@ void launch_forward(const CrossEntropyForward& arguments, Stream stream) {
           "shared memory for the cross-entropy");
   }
   forward<T, kSmooth>
-      <<<blocks_for(rows.rows), threads_for(rows.classes, kPerVector<T>),
-         static_cast<size_t>(bytes), stream>>>(arguments, static_cast<int>(bytes / kVectorBytes));
+      <<<blocks_for(rows.rows), threads_for(rows.classes, kPerLoad<T>), static_cast<size_t>(bytes),
+         stream>>>(arguments, static_cast<int>(bytes / kVectorBytes));
   check_launch("the cross-entropy");
 }
 
@@ -407,7 +394,7 @@ void cross_entropy_backward(const CrossEntropyBackward& arguments, Stream stream
   with_type(rows.dtype, [&](auto* of) {
     using T = std::remove_pointer_t<decltype(of)>;
     backward<T>
-        <<<blocks_for(rows.rows), threads_for(rows.classes, kPerVector<T>), 0, stream>>>(arguments);
+        <<<blocks_for(rows.rows), threads_for(rows.classes, kPerLoad<T>), 0, stream>>>(arguments);
     check_launch("the gradient of the cross-entropy");
   });
 }

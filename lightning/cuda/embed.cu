@@ -1,6 +1,6 @@
 #include <cstdio>
 
-#include "lightning/cuda/column_sum.cuh"
+#include "lightning/cuda/elements.cuh"
 #include "lightning/cuda/embed.h"
 
 namespace lightning::cuda {

@@ -5,12 +5,14 @@
 #include <string>
 
 #include "lightning/errors.h"
+#include "lightning/param/touch.h"
 
 // LIGHTNING_CUBLASLT is defined where LibTorch is a build with CUDA.
 #if defined(LIGHTNING_CUBLASLT) && __has_include(<cublasLt.h>)
 #define LIGHTNING_HAS_CUBLASLT 1
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAContextLight.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/record_function.h>
@@ -70,8 +72,9 @@ size_t fastest_gemm(const std::vector<float>& times) {
 namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
-constexpr int kProposals = 8;
-constexpr int kTimedRounds = 3;  // after one that warms up
+constexpr int kProposals = 24;
+constexpr int kTimedRounds = 9;      // after two for all proposals
+constexpr float kWorthMore = 1.25f;  // of the fastest's time: what is slower has lost by then
 
 void check(cublasStatus_t status, const char* doing) {
   TORCH_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt, ", doing,
@@ -123,7 +126,7 @@ bool have_shapes(const Gemm& g) {
 
 bool have_types(const Gemm& g) {
   const auto dtype = g.a.scalar_type();
-  if (dtype != at::kHalf && dtype != at::kBFloat16) return false;
+  if (!at::isReducedFloatingType(dtype)) return false;
   const auto is_like_a = [&](const at::Tensor& tensor) {
     return !tensor.defined() || (tensor.scalar_type() == dtype && tensor.device() == g.a.device());
   };
@@ -134,19 +137,25 @@ bool have_types(const Gemm& g) {
 }
 
 bool can_fuse(const Gemm& g) {
-  if (g.aux.defined() && !(g.gelu && has_rows(g.aux))) return false;
+  if (g.aux.defined() && !((g.gelu || g.gelu_gradient) && has_rows(g.aux))) return false;
+  if (g.gelu_gradient && (!g.aux.defined() || g.gelu || g.bias.defined())) return false;
   if (g.bias.defined() &&
       !(is_aligned(g.bias.const_data_ptr()) && (g.bias.stride(0) == 1 || g.bias.size(0) == 1))) {
     return false;
   }
-  const bool fused = g.gelu || g.bias.defined();
+  const bool fused = g.gelu || g.gelu_gradient || g.bias.defined();
+  if (g.factor.defined() &&
+      (fused || g.accumulate || g.factor.numel() != 1 || g.factor.scalar_type() != at::kFloat ||
+       g.factor.device() != g.a.device())) {
+    return false;
+  }
   return !fused || (!g.accumulate && g.out.scalar_type() == g.a.scalar_type());
 }
 
 // ---- One problem in cuBLASLt's words ------------------------------------------------------------
 
 // All that the choice of an algorithm depends on.
-using Key = std::array<int64_t, 17>;
+using Key = std::array<int64_t, 18>;
 
 // cuBLASLt knows columns: a matrix of ours is its transpose to it, so out^T = b^T a^T is what it
 // computes, with b as its first factor, and a bias over our rows is what it calls one.
@@ -165,6 +174,10 @@ class Problem {
     set<cublasOperation_t>(CUBLASLT_MATMUL_DESC_TRANSA, b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     set<cublasOperation_t>(CUBLASLT_MATMUL_DESC_TRANSB, a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     set<uint32_t>(CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<uint32_t>(epilogue));
+    if (g.factor.defined()) {
+      set<int32_t>(CUBLASLT_MATMUL_DESC_POINTER_MODE, CUBLASLT_POINTER_MODE_DEVICE);
+      factor_and_zero_ = at::constant_pad_nd(g.factor.reshape({1}), {0, 1});
+    }
     const void* bias = nullptr;
     void* aux = nullptr;
     int64_t aux_stride = 0;
@@ -195,6 +208,7 @@ class Problem {
             epilogue,
             aux_stride,
             g.accumulate,
+            g.factor.defined(),
             alignment(first_) << 16 | alignment(second_),
             alignment(out_),
             alignment(bias) << 16 | alignment(aux)};
@@ -236,10 +250,12 @@ class Problem {
   // `into` is where the result goes; what it is added to is always `out`.
   cublasStatus_t launch(cublasLtHandle_t handle, const cublasLtMatmulHeuristicResult_t& choice,
                         const at::Tensor& workspace, void* into, cudaStream_t stream) {
-    const float alpha = 1, beta = accumulate_ ? 1 : 0;
+    const float host[] = {1, accumulate_ ? 1.0f : 0.0f};
+    const float* const scalars =
+        factor_and_zero_.defined() ? factor_and_zero_.const_data_ptr<float>() : host;
     return cublasLtMatmul(
-        handle, &operation_, &alpha, first_, &first_layout_, second_, &second_layout_, &beta,
-        accumulate_ ? out_ : into, &out_layout_, into, &out_layout_, &choice.algo,
+        handle, &operation_, &scalars[0], first_, &first_layout_, second_, &second_layout_,
+        &scalars[1], accumulate_ ? out_ : into, &out_layout_, into, &out_layout_, &choice.algo,
         workspace.defined() ? workspace.mutable_data_ptr() : nullptr, choice.workspaceSize, stream);
   }
 
@@ -252,6 +268,7 @@ class Problem {
   }
 
   static int64_t epilogue_of(const Gemm& g) {
+    if (g.gelu_gradient) return CUBLASLT_EPILOGUE_DGELU;
     if (g.gelu && g.aux.defined()) {
       return g.bias.defined() ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
     }
@@ -280,6 +297,7 @@ class Problem {
   bool accumulate_, is_16_bit_ = true;
   const void *first_, *second_;
   void* out_;
+  at::Tensor factor_and_zero_;
   cublasLtMatmulDescOpaque_t operation_;
   cublasLtMatrixLayoutOpaque_t first_layout_, second_layout_, out_layout_;
   Key key_{};
@@ -328,8 +346,9 @@ class Event {
 
 using Proposals = std::vector<cublasLtMatmulHeuristicResult_t>;
 
-// The smallest of a few times each. They take turns, so that a clock that rises or falls meanwhile
-// favours none.
+// The middle of several times each, infinity for one that fails. They take turns, so that a clock
+// that falls as the device warms favours none; and the middle, for a smallest time would be that of
+// a moment at which it had not fallen yet.
 std::vector<float> measured(Problem& problem, const Proposals& proposals, const Gemm& g,
                             cublasLtHandle_t handle, cudaStream_t stream) {
   constexpr float kFailed = std::numeric_limits<float>::infinity();
@@ -340,23 +359,39 @@ std::vector<float> measured(Problem& problem, const Proposals& proposals, const 
       g.accumulate ? at::empty_strided(g.out.sizes(), g.out.strides(), g.out.options()) : g.out;
   void* const into = scratch.mutable_data_ptr();
   std::vector<float> times(proposals.size(), 0);
-  const auto round = [&](std::vector<Event>* events) {
+  const auto fail = [&](size_t i) { times[i] = kFailed; };
+  // The times of one turn of all that are still there.
+  const auto round = [&] {
+    std::vector<Event> events(proposals.size() + 1);
     for (size_t i = 0; i < proposals.size(); ++i) {
-      if (events != nullptr) (*events)[i].record(stream);
+      events[i].record(stream);
       if (times[i] == kFailed) continue;
       const auto status = problem.launch(handle, proposals[i], workspace, into, stream);
-      if (status != CUBLAS_STATUS_SUCCESS) times[i] = kFailed;
+      if (status != CUBLAS_STATUS_SUCCESS) fail(i);
     }
-    if (events != nullptr) events->back().record(stream);
+    events.back().record(stream);
+    return events;
   };
-  round(nullptr);
+  round();
+  auto first = round();
+  first.back().wait();
+  float fastest = kFailed;
+  for (size_t i = 0; i < proposals.size(); ++i) {
+    if (times[i] != kFailed) times[i] = first[i + 1].since(first[i]);
+    fastest = std::min(fastest, times[i]);
+  }
+  for (size_t i = 0; i < proposals.size(); ++i) {
+    if (times[i] > kWorthMore * fastest) fail(i);
+  }
   std::vector<std::vector<Event>> events;
-  for (int i = 0; i < kTimedRounds; ++i) round(&events.emplace_back(proposals.size() + 1));
+  for (int turn = 0; turn < kTimedRounds; ++turn) events.push_back(round());
   events.back().back().wait();
   for (size_t i = 0; i < proposals.size(); ++i) {
     if (times[i] == kFailed) continue;
-    times[i] = kFailed;
-    for (const auto& one : events) times[i] = std::min(times[i], one[i + 1].since(one[i]));
+    std::vector<float> each;
+    for (const auto& one : events) each.push_back(one[i + 1].since(one[i]));
+    std::nth_element(each.begin(), each.begin() + kTimedRounds / 2, each.end());
+    times[i] = each[kTimedRounds / 2];
   }
   return times;
 }
@@ -418,6 +453,7 @@ std::optional<cublasLtMatmulHeuristicResult_t> choice_of(Problem& problem, const
 
 bool can_use(const Gemm& g) {
   if (!g.a.defined() || !g.b.defined() || !g.out.defined() || !g.a.is_cuda()) return false;
+  for (const auto* operand : {&g.a, &g.b, &g.bias}) whole(*operand);  // it is read by its address
   return gemm_mode() != GemmMode::kOff && have_shapes(g) && have_types(g) && layout_of(g.a) &&
          layout_of(g.b) && has_rows(g.out) && can_fuse(g) &&
          at::cuda::getDeviceProperties(g.a.get_device())->major >= 8;

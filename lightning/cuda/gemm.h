@@ -1,9 +1,10 @@
-// Matrix products of 16-bit tensors by cuBLASLt: with bias and tanh GELU in the same pass, float32
-// or 16-bit results, and, where asked for, the algorithm that is measured to be the fastest.
+// Matrix products of 16-bit tensors by cuBLASLt: with bias, tanh GELU or its derivative and a
+// factor in the same pass, float32 or 16-bit results, and, where asked for, the algorithm that is
+// measured to be the fastest.
 //
 //   if (cuda::gemm({matrix, weight.t(), rows, bias})) return;  // else at::addmm_out(rows, ...)
 //
-// Which algorithm: cuBLASLt proposes up to eight for a problem (sizes, strides, dtypes, alignment
+// Which algorithm: cuBLASLt proposes up to 24 for a problem (sizes, strides, dtypes, alignment
 // and what is fused), its guess of the best first. kMeasured times them on the operands the first
 // time that a problem is met, which waits for the device, and keeps the fastest for the process.
 // Two algorithms may sum in different orders, so two runs, or two ranks, may differ in last bits.
@@ -31,15 +32,19 @@ void set_gemm_mode(GemmMode mode);
 // stands.
 void choose_gemm_mode(bool benchmark);
 
-// out = a b, then what is asked for: + out, + bias over rows, the GELU of that.
+// out = factor a b, then what is asked for: + out, + bias over rows, the GELU of that, or times the
+// derivative of the GELU.
 struct Gemm {
-  at::Tensor a;             // [m, k], float16 or bfloat16; rows or columns contiguous
-  at::Tensor b;             // [k, n], of a's dtype; rows or columns contiguous
-  at::Tensor out;           // [m, n], of a's dtype or float32; rows contiguous
-  at::Tensor bias{};        // [n], of a's dtype, or undefined
-  bool accumulate = false;  // adds to what `out` holds; without bias and GELU
-  bool gelu = false;        // by tanh, of the float32 sum; out in 16 bits, as with a bias
-  at::Tensor aux{};         // with gelu, where defined: gets what precedes it, as `out` would
+  at::Tensor a;                // [m, k], float16 or bfloat16; rows or columns contiguous
+  at::Tensor b;                // [k, n], of a's dtype; rows or columns contiguous
+  at::Tensor out;              // [m, n], of a's dtype or float32; rows contiguous
+  at::Tensor bias{};           // [n], of a's dtype, or undefined
+  bool accumulate = false;     // adds to what `out` holds; without bias and GELU
+  bool gelu = false;           // by tanh, of the float32 sum; out in 16 bits, as with a bias
+  at::Tensor aux{};            // [m, n], as `out`. With gelu, where defined: gets what precedes it
+  bool gelu_gradient = false;  // times the derivative of the GELU by tanh at `aux`; neither bias
+                               // nor sum, out in 16 bits
+  at::Tensor factor{};         // one float32 on the device, or undefined for 1; without the rest
 };
 
 // Whether gemm() may run it: a build with cuBLASLt, a GPU of Ampere or later, not switched off, and
@@ -53,9 +58,9 @@ bool can_use(const Gemm& problem);
 // at::RecordFunction sees it as lightning::gemm(a, b). Errors: c10::Error with cuBLASLt's words.
 bool gemm(const Gemm& problem);
 
-// Milliseconds of each algorithm that cuBLASLt proposes, in its order; infinity for one that fails.
-// Empty where gemm() would not run. Overwrites `out`, unless the problem accumulates, and `aux`;
-// waits for the device. Not while a graph is recorded.
+// Milliseconds of each algorithm that cuBLASLt proposes, in its order; infinity for one that fails
+// or is far from the fastest. Empty where gemm() would not run. Overwrites `out`, unless the
+// problem accumulates, and `aux`; waits for the device. Not while a graph is recorded.
 std::vector<float> gemm_times(const Gemm& problem);
 
 // Which of these times kMeasured takes: the smallest, but the first unless it is beaten clearly, so

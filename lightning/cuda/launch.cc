@@ -19,8 +19,8 @@ Stream stream_of(const at::Tensor& tensor) {
   return static_cast<Stream>(device.getStream(tensor.device()).native_handle());
 }
 
-Dtype dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+Dtype dtype_of(at::ScalarType dtype) {
+  switch (dtype) {
     case at::kFloat:
       return Dtype::kFloat;
     case at::kHalf:
@@ -28,7 +28,7 @@ Dtype dtype_of(const at::Tensor& tensor) {
     case at::kBFloat16:
       return Dtype::kBFloat16;
     default:
-      TORCH_CHECK(false, "A kernel got a tensor of ", tensor.scalar_type(),
+      TORCH_CHECK(false, "A kernel got a tensor of ", dtype,
                   ", expected float32, float16 or bfloat16.");
   }
 }

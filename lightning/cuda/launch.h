@@ -15,6 +15,12 @@ bool can_run(const at::Tensor& tensor);
 Stream stream_of(const at::Tensor& tensor);
 
 // Errors: c10::Error for other dtypes than float32, float16 and bfloat16.
-Dtype dtype_of(const at::Tensor& tensor);
+Dtype dtype_of(at::ScalarType dtype);
+inline Dtype dtype_of(const at::Tensor& tensor) { return dtype_of(tensor.scalar_type()); }
+
+// Whether there is a Dtype for it.
+inline bool has_dtype(at::ScalarType dtype) {
+  return dtype == at::kFloat || at::isReducedFloatingType(dtype);
+}
 
 }  // namespace lightning::cuda

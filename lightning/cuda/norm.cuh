@@ -88,7 +88,7 @@ template <>
 struct CountsOf<8> : Counts<1, 2, 3, 4> {};
 
 // The division of `chunks` packs that leaves the fewest threads idle, among these K in rising
-// order; above 128 threads the last K.
+// order, and of those the smallest K; above 128 threads the last K.
 template <class Counts>
 NormShape norm_shape(int64_t chunks) {
   NormShape best;
@@ -96,7 +96,7 @@ NormShape norm_shape(int64_t chunks) {
     if (chunks <= 32 * packs) return {packs, 32, kRows};
     const auto threads = static_cast<int>(((chunks + packs - 1) / packs + 31) / 32 * 32);
     if (threads > 128 && packs != Counts::kMost) continue;
-    if (best.packs == 0 || threads * packs <= best.threads * best.packs) best = {packs, threads, 1};
+    if (best.packs == 0 || threads * packs < best.threads * best.packs) best = {packs, threads, 1};
   }
   return best;
 }

@@ -55,8 +55,9 @@ struct NormBackward {
   void* grad_delta = nullptr;   // grad_input in the output's dtype, or null
   void* grad_weight = nullptr;  // [width], or null
   void* grad_bias = nullptr;    // [width], or null
+  float* delta_sums = nullptr;  // [width], or null: the sums over rows of grad_delta, unrounded
   int blocks = 0;               // of norm_backward_blocks()
-  float* workspace = nullptr;   // blocks * 2 * width, where there is a grad_weight or grad_bias
+  float* workspace = nullptr;   // blocks * 3 * width, where there is one of the last three
 };
 
 // How many blocks keep column sums, on the current device. Called with all of the arguments but

@@ -1,4 +1,4 @@
-#include "lightning/cuda/column_sum.cuh"
+#include "lightning/cuda/elements.cuh"
 #include "lightning/cuda/rotary.h"
 
 namespace lightning::cuda {

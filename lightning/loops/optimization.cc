@@ -123,6 +123,7 @@ void step_optimizer(Run& run, int64_t batch_idx, Closure& closure) {
 struct AutomaticRecord : StepRecord {
   StepOutput output;
   std::vector<LoggedCall> logged;
+  std::vector<at::Tensor> kept;
 };
 
 // Whether something in the tree was computed on the host.
@@ -229,7 +230,7 @@ class AutomaticStep : public TrainingStep {
       run_.fit.optimizer = before;
       if (!recorded) run_.strategy_->precision().teardown();  // the step is done again
     });
-    const RecordingScope recording;
+    const RecordingScope recording(record->kept);
     const Scope log = run_.record_log(record->logged);
     const auto output = run(inputs);
     if (!output.loss().defined()) throw CannotRecord("training_step returned no loss");

@@ -19,6 +19,7 @@
 #include "lightning/cuda/pack.h"
 #include "lightning/cuda/rotary.h"
 #include "lightning/nn/compute.h"
+#include "lightning/param/replay.h"
 #include "lightning/param/working_copy.h"
 
 // Shapes: B batch, T time, H heads of the queries, K heads of keys and values, D head size.
@@ -152,7 +153,10 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
     const auto matrix = as_matrix(input.to(dtype));
     const auto copy = working_copy(weight, dtype);
     const auto packed = affine(matrix, copy, bias_copy(bias, dtype));
-    if (core.table.defined()) rotate_in_place(packed, shape, core.table);
+    if (core.table.defined()) {
+      rotate_in_place(packed, shape, core.table);
+      keep_for_replay(packed);
+    }
     const auto result = run(core, transposed(heads_of(packed, shape)), with_backward);
     ctx->save_for_backward({matrix, copy, packed, core.table, result.output, result.logsumexp,
                             result.seed, result.offset});
@@ -216,8 +220,8 @@ bool has_kernel(const at::Tensor& input, const at::Tensor& weight, const Shape& 
   const auto dtype = compute_dtype(input);
   const bool fits =
       weight.scalar_type() == dtype || (is_autocast(input) && weight.scalar_type() == at::kFloat);
-  return fits && is_16_bit(dtype) && cuda::can_run(input) && shape.head_size % 8 == 0 &&
-         input.numel() > 0 && input.size(2) == weight.size(1);
+  return fits && at::isReducedFloatingType(dtype) && cuda::can_run(input) &&
+         shape.head_size % 8 == 0 && input.numel() > 0 && input.size(2) == weight.size(1);
 }
 
 void check(const AttentionOptions& options) {

@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <c10/util/Exception.h>
 
@@ -27,13 +28,26 @@ NoAutocast::NoAutocast() : guard_(c10::autocast_dispatch_keyset) {}
 
 at::Tensor product(const at::Tensor& left, const at::Tensor& right, at::ScalarType dtype) {
   const auto own = left.scalar_type();
-  if (left.is_cuda() && is_16_bit(own) && (dtype == own || dtype == at::kFloat)) {
+  if (left.is_cuda() && at::isReducedFloatingType(own) && (dtype == own || dtype == at::kFloat)) {
     auto result = at::empty({left.size(0), right.size(1)}, left.options().dtype(dtype));
     if (cuda::gemm({left, right, result})) return result;
   }
   if (own == dtype) return at::mm(left, right);
-  if (left.is_cuda() && is_16_bit(own) && dtype == at::kFloat) return at::mm(left, right, dtype);
+  if (left.is_cuda() && at::isReducedFloatingType(own) && dtype == at::kFloat)
+    return at::mm(left, right, dtype);
   return at::mm(left, right).to(dtype);
+}
+
+at::Tensor scaled_product(const at::Tensor& factor, const at::Tensor& left, const at::Tensor& right,
+                          at::ScalarType dtype) {
+  const auto own = left.scalar_type();
+  if (left.is_cuda() && at::isReducedFloatingType(own) && (dtype == own || dtype == at::kFloat)) {
+    cuda::Gemm g{left, right,
+                 at::empty({left.size(0), right.size(1)}, left.options().dtype(dtype))};
+    g.factor = factor;
+    if (cuda::gemm(g)) return g.out;
+  }
+  return product(left, right, at::promote_types(dtype, at::kFloat)).mul_(factor).to(dtype);
 }
 
 void add_product(at::Tensor& sum, const at::Tensor& left, const at::Tensor& right) {
@@ -65,6 +79,16 @@ at::Tensor affine(const at::Tensor& matrix, const at::Tensor& weight, const at::
 bool affine_gelu_out(const at::Tensor& before, const at::Tensor& after, const at::Tensor& matrix,
                      const at::Tensor& weight, const at::Tensor& bias) {
   return cuda::gemm({matrix, weight.t(), after, bias, /*accumulate=*/false, /*gelu=*/true, before});
+}
+
+at::Tensor product_through_gelu(const at::Tensor& left, const at::Tensor& right,
+                                const at::Tensor& before) {
+  cuda::Gemm g{left, right, {}};
+  if (!left.is_cuda() || !at::isReducedFloatingType(left.scalar_type())) return {};
+  g.out = at::empty_like(before);
+  g.aux = before;
+  g.gelu_gradient = true;
+  return cuda::gemm(g) ? g.out : at::Tensor();
 }
 
 std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {

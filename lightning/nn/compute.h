@@ -15,9 +15,6 @@ bool is_autocast(const at::Tensor& input);
 // The dtype of autocast where it casts this input, else the input's own.
 at::ScalarType compute_dtype(const at::Tensor& input);
 
-// Whether a product of inputs in this dtype gives a float32 gradient without a pass of its own.
-inline bool is_16_bit(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
-
 // Autocast off on this thread while it lives: what a layer casts itself is not cast again.
 class NoAutocast {
  public:
@@ -32,6 +29,10 @@ class NoAutocast {
 // that can, else by ATen.
 at::Tensor product(const at::Tensor& left, const at::Tensor& right, at::ScalarType dtype);
 
+// The same times `factor`, one number on the device in float32 or float64, rounded once.
+at::Tensor scaled_product(const at::Tensor& factor, const at::Tensor& left, const at::Tensor& right,
+                          at::ScalarType dtype);
+
 // Adds left times right to `sum`, in its dtype and, where one product can, in one pass.
 void add_product(at::Tensor& sum, const at::Tensor& left, const at::Tensor& right);
 
@@ -45,6 +46,11 @@ at::Tensor affine(const at::Tensor& matrix, const at::Tensor& weight, const at::
 // into `after`, in one pass. False, with nothing written, where there is no such pass.
 bool affine_gelu_out(const at::Tensor& before, const at::Tensor& after, const at::Tensor& matrix,
                      const at::Tensor& weight, const at::Tensor& bias);
+
+// left times right [m, n] times the derivative of the GELU by tanh at `before` [m, n], in one pass.
+// Undefined where there is no such pass.
+at::Tensor product_through_gelu(const at::Tensor& left, const at::Tensor& right,
+                                const at::Tensor& before);
 
 // What an autograd function takes for a bias: it knows no undefined tensors.
 std::optional<at::Tensor> if_defined(const at::Tensor& tensor);

@@ -13,15 +13,14 @@
 
 #include "lightning/cuda/cross_entropy.h"
 #include "lightning/cuda/launch.h"
+#include "lightning/param/replay.h"
 
 namespace lightning::nn {
 namespace {
 
 bool by_kernel(const at::Tensor& logits) {
-  const auto dtype = logits.scalar_type();
-  const bool has_kernel = dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
-  return has_kernel && logits.size(1) > 0 && logits.size(1) <= cuda::kMostClasses &&
-         cuda::can_run(logits);
+  return cuda::has_dtype(logits.scalar_type()) && logits.size(1) > 0 &&
+         logits.size(1) <= cuda::kMostClasses && cuda::can_run(logits);
 }
 
 cuda::CrossEntropyRows rows_of(const at::Tensor& logits, const RowTargets& targets) {
@@ -99,7 +98,7 @@ at::Tensor losses_by_kernel(const at::Tensor& logits, cuda::CrossEntropyForward 
 }  // namespace
 
 at::ScalarType loss_dtype(at::ScalarType logits) {
-  return logits == at::kHalf || logits == at::kBFloat16 ? at::kFloat : logits;
+  return at::isReducedFloatingType(logits) ? at::kFloat : logits;
 }
 
 RowLosses cross_entropy_rows(const at::Tensor& logits, const RowTargets& targets) {
@@ -123,7 +122,9 @@ at::Tensor cross_entropy_rows_in_place(const at::Tensor& logits, const RowTarget
     cuda::CrossEntropyForward arguments;
     arguments.rows = rows_of(logits, targets);
     arguments.gradient = logits.mutable_data_ptr();
-    return losses_by_kernel(logits, arguments);
+    auto losses = losses_by_kernel(logits, arguments);
+    keep_for_replay(logits);
+    return losses;
   }
   auto forward = losses_by_aten(logits, targets);
   write_by_aten(difference_by_aten(logits, forward.statistics, targets), targets, logits);

@@ -12,6 +12,7 @@
 #include "lightning/cuda/launch.h"
 #include "lightning/nn/compute.h"
 #include "lightning/nn/copy_parameters.h"
+#include "lightning/param/touch.h"
 
 namespace lightning::nn {
 namespace {
@@ -25,8 +26,8 @@ class EmbedFunction : public torch::autograd::Function<EmbedFunction> {
                             const at::Tensor& token_weight, const at::Tensor& position_weight) {
     const c10::DeviceGuard device(token_weight.device());
     const auto tokens = given.contiguous();
-    const auto token_rows = token_weight.detach().contiguous();
-    const auto position_rows = position_weight.detach().contiguous();
+    const auto token_rows = whole(token_weight).detach().contiguous();
+    const auto position_rows = whole(position_weight).detach().contiguous();
     const auto output = at::empty({tokens.size(0), tokens.size(1), token_rows.size(1)},
                                   token_rows.options().requires_grad(false));
     if constexpr (cuda::kBuilt) {
@@ -96,10 +97,10 @@ at::Tensor embed(const at::Tensor& tokens, const at::Tensor& token_weight,
               " tokens in a row, but there are ", position_weight.size(0),
               " positions. Shorten the rows or give the model more positions.");
   const auto dtype = token_weight.scalar_type();
-  const bool has_kernel =
-      (dtype == at::kFloat || is_16_bit(dtype)) && position_weight.scalar_type() == dtype &&
-      tokens.scalar_type() == at::kLong && cuda::can_run(token_weight) &&
-      tokens.device() == token_weight.device() && position_weight.device() == token_weight.device();
+  const bool has_kernel = cuda::has_dtype(dtype) && position_weight.scalar_type() == dtype &&
+                          tokens.scalar_type() == at::kLong && cuda::can_run(token_weight) &&
+                          tokens.device() == token_weight.device() &&
+                          position_weight.device() == token_weight.device();
   if (has_kernel && tokens.numel() > 0) {
     return EmbedFunction::apply(tokens, token_weight, position_weight);
   }

@@ -10,10 +10,12 @@ namespace lightning::nn {
 //
 // Under autocast it computes in autocast's dtype and reads the weights by working_copy(), so that
 // no step casts a weight twice; gradients have their parameters' dtype, and from 16-bit factors
-// they are summed and written in float32. Without autocast it is at::linear.
+// they are summed and written in float32. Without autocast it is at::linear, but in 16 bits on a
+// GPU, where cuda::gemm() is the faster product.
 //
 // Also for a weight that two layers share (an embedding's as the head of a language model).
-// Errors: c10::Error for shapes that do not fit, and for a second derivative under autocast.
+// Errors: c10::Error for shapes that do not fit, and for a second derivative under autocast or in
+// 16 bits on a GPU.
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias = {});
 
 // torch::nn::Linear, with its options, names of parameters and initialisation; see linear() for

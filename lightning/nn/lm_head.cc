@@ -176,7 +176,8 @@ class LMHeadFunction : public torch::autograd::Function<LMHeadFunction> {
     Products products{wanted, {}, {}, {}};
     if (saved[kFactor].defined()) {
       factor = upstream * saved[kFactor];
-      products = of_reduced(ctx, saved, wanted, may_overwrite);
+      if (kept_in(ctx) == Kept::kGradient) return of_gradient(ctx, saved, wanted, factor);
+      products = of_products(ctx, saved, wanted, may_overwrite);
     } else {
       // The largest row's factor is applied in the end: 16 bits hold what the others are of it.
       factor = upstream.numel() == 0
@@ -226,14 +227,23 @@ class LMHeadFunction : public torch::autograd::Function<LMHeadFunction> {
     return losses;
   }
 
-  // Of a loss that is a sum or a mean; what is `may_overwrite` stays so, if nobody has them.
-  static Products of_reduced(AutogradContext* ctx, const variable_list& saved, const Wanted& wanted,
-                             bool& may_overwrite) {
+  // Of a loss that is a sum or a mean: the results, from the logits' gradient but for the factor.
+  static variable_list of_gradient(AutogradContext* ctx, const variable_list& saved,
+                                   const Wanted& wanted, const at::Tensor& factor) {
+    const auto& rows = saved[kRows];
+    const auto dtype = [&](const char* of) { return ctx->saved_data.at(of).toScalarType(); };
+    at::Tensor hidden, weight, bias;
+    if (wanted.hidden) hidden = scaled_product(factor, rows, saved[kWeight], dtype("hidden"));
+    if (wanted.weight) weight = scaled_product(factor, rows.t(), saved[kHidden], dtype("weight"));
+    if (wanted.bias) bias = cuda::column_sum(rows).mul_(factor).to(dtype("bias"));
+    return {hidden, weight, bias, at::Tensor()};
+  }
+
+  // Of a loss that is a sum or a mean, from what forward made of chunks; what is `may_overwrite`
+  // stays so, if nobody has them.
+  static Products of_products(AutogradContext* ctx, const variable_list& saved,
+                              const Wanted& wanted, bool& may_overwrite) {
     Products products{wanted, {}, {}, {}};
-    if (kept_in(ctx) == Kept::kGradient) {
-      products.add({saved[kHidden], saved[kWeight], {}}, saved[kRows], 0);
-      return products;
-    }
     const bool hooked = ctx->saved_data.at("hooked").toBool();
     const auto take = [&](Slot slot, bool is_wanted, at::Tensor& to) {
       if (!is_wanted) return;

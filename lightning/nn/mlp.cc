@@ -58,7 +58,8 @@ at::Tensor activated(cuda::Activation activation, const at::Tensor& before) {
 std::pair<at::Tensor, at::Tensor> activated(cuda::Activation activation, const at::Tensor& matrix,
                                             const at::Tensor& weight, const at::Tensor& bias,
                                             bool keeps) {
-  if (activation == cuda::Activation::kGeluTanh && is_16_bit(matrix.scalar_type())) {
+  if (activation == cuda::Activation::kGeluTanh &&
+      at::isReducedFloatingType(matrix.scalar_type())) {
     const auto after = at::empty({matrix.size(0), weight.size(0)}, matrix.options());
     const auto before = keeps ? at::empty_like(after) : at::Tensor();
     if (affine_gelu_out(before, after, matrix, weight, bias)) return {before, after};
@@ -182,12 +183,20 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
     const auto outer = as_matrix(gradients[0]);
     auto after = saved[4];
     const bool again = !after.defined() && ctx->needs_input_grad(2);
-    if (again) after = at::empty_like(before);
-    at::Tensor input, weight1, bias1, weight2, bias2;
-    if (needs_bias(*ctx, 4)) bias2 = cuda::column_sum(outer).to(dtype);
-    const auto inner = product(outer, second, outer.scalar_type());
-    bias1 = sums_if(needs_bias(*ctx, 3), before);
-    turn_back(activation, before, inner, again ? after : at::Tensor(), bias1);
+    at::Tensor inner, input, weight1, bias1, weight2, bias2;
+    if (needs_bias(*ctx, 4)) bias2 = cuda::column_sum(gradients[0]).to(dtype);
+    // Where the activation is wanted again, one kernel does that, the gradient and its sums.
+    if (activation == cuda::Activation::kGeluTanh && !again) {
+      inner = product_through_gelu(outer, second, before);
+    }
+    if (inner.defined()) {
+      if (needs_bias(*ctx, 3)) bias1 = cuda::column_sum(inner);
+    } else {
+      inner = product(outer, second, outer.scalar_type());
+      if (again) after = at::empty_like(before);
+      bias1 = sums_if(needs_bias(*ctx, 3), before);
+      turn_back(activation, before, inner, again ? after : at::Tensor(), bias1);
+    }
     if (ctx->needs_input_grad(2)) weight2 = product(outer.t(), after, dtype);
     after.reset();
     if (ctx->needs_input_grad(1)) weight1 = product(inner.t(), matrix, dtype);
@@ -237,7 +246,7 @@ class SwigluFunction : public torch::autograd::Function<SwigluFunction> {
     const bool again = !after.defined() && ctx->needs_input_grad(3);
     if (again) after = at::empty_like(gate);
     at::Tensor gate_w, up_w, down_w, down_b;
-    if (needs_bias(*ctx, 6)) down_b = cuda::column_sum(outer).to(dtype);
+    if (needs_bias(*ctx, 6)) down_b = cuda::column_sum(gradients[0]).to(dtype);
     const bool sums = needs_bias(*ctx, 4) || needs_bias(*ctx, 5);
     auto gate_b = sums_if(sums, gate), up_b = sums_if(sums, up);
     const auto gate_gradient = product(outer, saved[3], outer.scalar_type());
@@ -272,7 +281,7 @@ class SwigluFunction : public torch::autograd::Function<SwigluFunction> {
 
 bool has_kernel(const at::Tensor& input, const at::Tensor& weight) {
   const auto dtype = compute_dtype(input);
-  if (dtype != at::kFloat && !is_16_bit(dtype)) return false;
+  if (!cuda::has_dtype(dtype)) return false;
   if (weight.scalar_type() != dtype && !(is_autocast(input) && weight.scalar_type() == at::kFloat))
     return false;
   return cuda::can_run(input) && input.dim() > 0 && input.numel() > 0 &&

@@ -28,10 +28,9 @@ struct MLPOptions : Options<MLPOptions> {
 // Linear, so a checkpoint holds fc1.weight, fc1.bias and so on.
 //
 // On a GPU it is one autograd function whose activation runs in a kernel of ours, forward and
-// backward, or, gelu_tanh forward in 16 bits, within the product (lightning/cuda/gemm.h); the
-// backward kernel also sums the first bias's gradient. It keeps what precedes the
-// activation and, without recompute, what follows it. Elsewhere it is the layers one after the
-// other.
+// backward, or, gelu_tanh in 16 bits, within the products (lightning/cuda/gemm.h). It keeps what
+// precedes the activation and, without recompute, what follows it. Elsewhere it is the layers one
+// after the other.
 //
 // Errors: MisconfigurationError for an unknown activation, widths below one or a dropout outside
 // [0, 1]; c10::Error for a second derivative where the function ran.

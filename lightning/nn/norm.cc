@@ -10,6 +10,7 @@
 
 #include <limits>
 
+#include "lightning/cuda/column_sum_of.h"
 #include "lightning/cuda/launch.h"
 #include "lightning/cuda/norm.h"
 #include "lightning/nn/compute.h"
@@ -41,8 +42,6 @@ at::Tensor by_operators(const at::Tensor& input, at::ScalarType output, const No
   return plain(in_float(input), in_float(norm.weight), in_float(norm.bias), norm).to(output);
 }
 
-bool has_kernel(at::ScalarType dtype) { return dtype == at::kFloat || is_16_bit(dtype); }
-
 // The dtype in which the kernels read the parameters: their own where there is a kernel, else
 // float32.
 at::ScalarType weight_dtype(const at::Tensor& weight, at::ScalarType input, at::ScalarType output) {
@@ -50,16 +49,10 @@ at::ScalarType weight_dtype(const at::Tensor& weight, at::ScalarType input, at::
   return own ? input : at::kFloat;
 }
 
-cuda::Dtype kernel_dtype(at::ScalarType dtype) {
-  return dtype == at::kHalf       ? cuda::Dtype::kHalf
-         : dtype == at::kBFloat16 ? cuda::Dtype::kBFloat16
-                                  : cuda::Dtype::kFloat;
-}
-
 cuda::NormTypes kernel_types(const at::Tensor& input, at::ScalarType output, const Norm& norm) {
   const auto& parameter = norm.weight.defined() ? norm.weight : norm.bias;
-  return {kernel_dtype(input.scalar_type()), kernel_dtype(output),
-          kernel_dtype(weight_dtype(parameter, input.scalar_type(), output))};
+  return {cuda::dtype_of(input.scalar_type()), cuda::dtype_of(output),
+          cuda::dtype_of(weight_dtype(parameter, input.scalar_type(), output))};
 }
 
 int64_t width_of(const Norm& norm) {
@@ -74,7 +67,7 @@ bool kernels_take(const at::Tensor& input, at::ScalarType output, const Norm& no
   if constexpr (cuda::kBuilt) {
     const auto dims = static_cast<int64_t>(norm.shape.size());
     const bool known =
-        cuda::can_run(input) && has_kernel(input.scalar_type()) && has_kernel(output);
+        cuda::can_run(input) && cuda::has_dtype(input.scalar_type()) && cuda::has_dtype(output);
     if (!known || input.numel() == 0 || input.dim() < dims) return false;
     if (input.sizes().slice(input.dim() - dims) != at::IntArrayRef(norm.shape)) return false;
     for (const auto& parameter : {norm.weight, norm.bias}) {
@@ -82,7 +75,7 @@ bool kernels_take(const at::Tensor& input, at::ScalarType output, const Norm& no
       const bool same = parameter.scalar_type() == input.scalar_type();
       const bool fits = parameter.sizes() == at::IntArrayRef(norm.shape) &&
                         parameter.device() == input.device() &&
-                        has_kernel(parameter.scalar_type()) && (same || is_autocast(input));
+                        cuda::has_dtype(parameter.scalar_type()) && (same || is_autocast(input));
       if (!fits) return false;
     }
     const c10::DeviceGuard guard(input.device());
@@ -176,7 +169,8 @@ Gradients backward_kernel(const Saved& saved, const at::Tensor& grad_output,
   const auto weight = read(saved.weight, dtype);
   const auto options = x.options();
   cuda::NormBackward arguments;
-  arguments.types = {kernel_dtype(x.scalar_type()), kernel_dtype(output), kernel_dtype(dtype)};
+  arguments.types = {cuda::dtype_of(x.scalar_type()), cuda::dtype_of(output),
+                     cuda::dtype_of(dtype)};
   arguments.rows = saved.rstd.numel();
   arguments.width = x.numel() / arguments.rows;
   Gradients result;
@@ -196,13 +190,20 @@ Gradients backward_kernel(const Saved& saved, const at::Tensor& grad_output,
   arguments.grad_delta = one ? nullptr : place(result.delta);
   arguments.grad_weight = place(result.weight);
   arguments.grad_bias = place(result.bias);
+  // What comes before a layer norm mostly ends in a bias, whose gradient these are.
+  at::Tensor delta_sums;
+  if (wanted.delta && saved.mean.defined() && saved.shape.size() == 1 && arguments.width <= 4096) {
+    delta_sums = at::empty({arguments.width}, options.dtype(at::kFloat));
+  }
+  arguments.delta_sums = floats(delta_sums);
   arguments.blocks = cuda::norm_backward_blocks(arguments);
   at::Tensor workspace;
-  if (wanted.weight || wanted.bias) {
-    workspace = at::empty({arguments.blocks, 2, arguments.width}, options.dtype(at::kFloat));
+  if (wanted.weight || wanted.bias || delta_sums.defined()) {
+    workspace = at::empty({arguments.blocks, 3, arguments.width}, options.dtype(at::kFloat));
   }
   arguments.workspace = floats(workspace);
   cuda::norm_backward(arguments, cuda::stream_of(x));
+  if (delta_sums.defined()) cuda::leave_column_sum(result.delta, delta_sums);
   if (wanted.weight) result.weight = result.weight.to(saved.parameters);
   if (wanted.bias) result.bias = result.bias.to(saved.parameters);
   return result;

@@ -12,22 +12,9 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
-#include <mutex>
-#include <vector>
+#include "lightning/recording.h"
 
 namespace lightning::nn {
-namespace {
-
-// A recorded step reads the table it was recorded with, by its address, so a table that was handed
-// out is never freed. They double in length: all together are no longer than twice the longest.
-void keep_for_good(const at::Tensor& table) {
-  static std::mutex mutex;
-  static auto* const kept = new std::vector<at::Tensor>;
-  const std::lock_guard<std::mutex> lock(mutex);
-  kept->push_back(table);
-}
-
-}  // namespace
 
 at::Tensor Rotary::table(int64_t time, c10::Device device, at::ScalarType dtype) {
   const bool fits = kept_.defined() && kept_.size(0) >= time && kept_.device() == device &&
@@ -41,10 +28,10 @@ at::Tensor Rotary::table(int64_t time, c10::Device device, at::ScalarType dtype)
     int64_t length = 64;
     while (length < time) length *= 2;
     const auto angles = at::outer(at::arange(length, options), at::pow(base_, -exponents));
-    if (kept_.defined() && kept_.is_cuda()) keep_for_good(kept_);
     kept_ = at::stack({at::cos(angles), at::sin(angles)}, -1)
                 .to(device, dtype, /*non_blocking=*/device.is_cuda());
   }
+  hold_for_recording(kept_);  // a longer one may take its place
   return kept_.narrow(0, 0, time);
 }
 

@@ -75,13 +75,16 @@ void step_by_operator(Kind kind, const Bucket& bucket, const Scalars& scalars) {
   }
 }
 
-// ---- With copies --------------------------------------------------------------------------------
+// ---- By our kernel ------------------------------------------------------------------------------
 
-bool can_write_copies(Kind kind, const Bucket& bucket, const WorkingCopies* copies) {
-  return copies != nullptr && (kind == Kind::kAdam || kind == Kind::kAdamW) &&
-         bucket.dtype == at::kFloat &&
-         (copies->dtype() == at::kHalf || copies->dtype() == at::kBFloat16) &&
-         cuda::can_run(bucket.params[0]);
+// In float32 for the copies, in 16 bits because it is faster.
+bool has_kernel(Kind kind, const Bucket& bucket, const WorkingCopies* copies) {
+  if ((kind != Kind::kAdam && kind != Kind::kAdamW) || !cuda::can_run(bucket.params[0])) {
+    return false;
+  }
+  if (at::isReducedFloatingType(bucket.dtype)) return true;
+  return bucket.dtype == at::kFloat && copies != nullptr &&
+         at::isReducedFloatingType(copies->dtype());
 }
 
 const float* data_of(const std::optional<at::Tensor>& scalar) {
@@ -103,16 +106,18 @@ cuda::AdamSettings settings_of(const OptimizerOptions& options, const Scalars& s
   return settings;
 }
 
-void step_with_copies(Kind kind, const Bucket& b, const Scalars& s, WorkingCopies& copies) {
+void step_by_kernel(Kind kind, const Bucket& b, const Scalars& s, WorkingCopies* copies) {
   auto settings = kind == Kind::kAdamW ? settings_of<AdamWOptions>(*b.options, s)
                                        : settings_of<AdamOptions>(*b.options, s);
   settings.decoupled = kind == Kind::kAdamW;
-  settings.copy_dtype = copies.dtype() == at::kHalf ? cuda::Dtype::kHalf : cuda::Dtype::kBFloat16;
+  settings.dtype = cuda::dtype_of(b.dtype);
+  if (b.dtype != at::kFloat) copies = nullptr;
+  if (copies != nullptr) settings.copy_dtype = cuda::dtype_of(copies->dtype());
 
-  const auto data = [](const at::Tensor& tensor) { return tensor.mutable_data_ptr<float>(); };
+  const auto data = [](const at::Tensor& tensor) { return tensor.mutable_data_ptr(); };
   std::vector<cuda::AdamTensor> tensors(b.params.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const auto copy = copies.place_for(b.params[i]);
+    const auto copy = copies != nullptr ? copies->place_for(b.params[i]) : at::Tensor();
     auto& t = tensors[i];
     t.parameter = data(b.params[i]);
     t.gradient = data(b.grads[i]);
@@ -120,7 +125,7 @@ void step_with_copies(Kind kind, const Bucket& b, const Scalars& s, WorkingCopie
     t.squares = data(b.moments[1][i]);
     if (settings.amsgrad) t.largest = data(b.moments[2][i]);
     if (copy.defined()) t.copy = copy.mutable_data_ptr();
-    t.step = data(b.steps[i]);
+    t.step = b.steps[i].const_data_ptr<float>();
     t.size = b.params[i].numel();
   }
   const c10::DeviceGuard guard(b.device);
@@ -128,16 +133,14 @@ void step_with_copies(Kind kind, const Bucket& b, const Scalars& s, WorkingCopie
   for (size_t i = 0; i < tensors.size(); ++i) {
     b.params[i].unsafeGetTensorImpl()->bump_version();
     if (s.grad_scale) b.grads[i].unsafeGetTensorImpl()->bump_version();
-    if (tensors[i].copy != nullptr) copies.set_current(b.params[i]);
+    if (tensors[i].copy != nullptr) copies->set_current(b.params[i]);
   }
 }
 
 }  // namespace
 
 void step(Kind kind, const Bucket& bucket, const Scalars& scalars, WorkingCopies* copies) {
-  if (can_write_copies(kind, bucket, copies)) {
-    return step_with_copies(kind, bucket, scalars, *copies);
-  }
+  if (has_kernel(kind, bucket, copies)) return step_by_kernel(kind, bucket, scalars, copies);
   step_by_operator(kind, bucket, scalars);
   // LibTorch 2.11 leaves their versions as they were, by which a backward or a copy would take them
   // for unchanged.

@@ -32,8 +32,8 @@ struct Scalars {
   std::optional<at::Tensor> grad_scale, found_inf;
 };
 
-// Steps the bucket. AdamW and Adam in float32 on a GPU write their copies on the way, where there
-// are copies and a kernel for it.
+// Steps the bucket. AdamW and Adam on a GPU run by cuda::adam() in 16 bits and where there are
+// copies, which it writes on the way; the rest by LibTorch's operators.
 void step(Kind kind, const Bucket& bucket, const Scalars& scalars, WorkingCopies* copies);
 
 }  // namespace lightning::fused

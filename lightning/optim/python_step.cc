@@ -143,7 +143,7 @@ void sgd(Optimizer& optimizer, const torch::optim::SGDOptions& options, const at
 bool is_in_16_bits(const Optimizer& optimizer) {
   for (const auto& group : optimizer.param_groups()) {
     for (const auto& param : group.params()) {
-      if (param.scalar_type() == at::kHalf || param.scalar_type() == at::kBFloat16) return true;
+      if (at::isReducedFloatingType(param.scalar_type())) return true;
     }
   }
   return false;

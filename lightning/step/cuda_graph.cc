@@ -387,6 +387,7 @@ bool CUDAGraphExecutor::record(Graph& graph, const Batch& batch) {
       graph.note_gradients_after();
     });
     ++recorded_;
+    graph.put_back_gradients();  // nothing has run yet
     graph.keep_gradients();
     model_->versions_after_step = model_->versions();
     return true;

@@ -23,7 +23,21 @@ TEST_CASE("column_sum gives float32, and float64 for float64", "[cuda]") {
       CHECK(relative_error(sums, one.to(at::kDouble).sum(0)) <= 1e-5);
     }
   }
-  CHECK_THROWS_WITH(cuda::column_sum(at::ones({3})), Contains("expected [rows, columns]"));
+  const auto cube = at::randn({2, 3, 4}, at::kDouble);
+  CHECK(at::allclose(cuda::column_sum(cube), cube.sum(at::IntArrayRef{0, 1})));
+  CHECK(cuda::column_sum(at::ones({2, 3, 0})).sizes() == at::IntArrayRef({0}));
+  CHECK_THROWS_WITH(cuda::column_sum(at::ones({})), Contains("expected [..., columns]"));
+}
+
+TEST_CASE("column_sum takes what was left with a tensor, once, and not after a write", "[cuda]") {
+  const auto matrix = at::ones({4, 3}), left = at::full({3}, 7.0), sums = at::full({3}, 4.0);
+  cuda::leave_column_sum(matrix, left);
+  CHECK(at::equal(cuda::column_sum(matrix.view({2, 2, 3})), sums));
+  CHECK(cuda::column_sum(matrix).is_same(left));
+  CHECK(at::equal(cuda::column_sum(matrix), sums));
+  cuda::leave_column_sum(matrix, left);
+  matrix.mul_(2);
+  CHECK(at::equal(cuda::column_sum(matrix), sums * 2));
 }
 
 TEST_CASE("column_sum's kernel agrees with float64, the same bits each time", "[cuda][gpu]") {

@@ -167,6 +167,49 @@ TEST_CASE("on a GPU gemm adds a bias and applies GELU in the same pass", "[cuda]
   }
 }
 
+TEST_CASE("on a GPU gemm multiplies by GELU's derivative in the same pass", "[cuda][gpu]") {
+  if (no_gpu()) return;
+  torch::manual_seed(6);
+  const auto mode = in_mode(GENERATE(GemmMode::kHeuristic, GemmMode::kMeasured));
+  for (const auto dtype : {at::kBFloat16, at::kHalf}) {
+    for (const auto& [m, n, k] : kSizes) {
+      CAPTURE(dtype, m, n, k);
+      const auto scale = 1 / std::sqrt(static_cast<double>(k));
+      Gemm g{on_gpu({m, k}, dtype) * scale, factor(k, n, false, dtype), unwritten(m, n, dtype)};
+      g.gelu_gradient = true;
+      CHECK_FALSE(cuda::can_use(g));  // the derivative at what?
+      g.aux = on_gpu({m, n}, dtype);
+      REQUIRE(cuda::gemm(g));
+      const auto before = g.aux.to(at::kDouble).requires_grad_();
+      at::gelu(before, "tanh").backward(exact_product(g));
+      CHECK(relative_error(g.out, before.grad()) <= one_rounding(dtype) + 2 * kTanhError);
+    }
+  }
+}
+
+TEST_CASE("on a GPU gemm takes a factor from the device", "[cuda][gpu]") {
+  if (no_gpu()) return;
+  torch::manual_seed(7);
+  const auto mode = in_mode(GENERATE(GemmMode::kHeuristic, GemmMode::kMeasured));
+  for (const auto dtype : {at::kBFloat16, at::kHalf}) {
+    for (const auto out_dtype : {dtype, at::kFloat}) {
+      for (const auto& [m, n, k] : kSizes) {
+        CAPTURE(dtype, out_dtype, m, n, k);
+        Gemm g{on_gpu({m, k}, dtype), factor(k, n, true, dtype), unwritten(m, n, out_dtype)};
+        g.factor = at::full({}, -0.37, at::device(at::kCUDA).dtype(at::kFloat));
+        const auto expected = exact_product(g) * g.factor.to(at::kDouble);
+        REQUIRE(cuda::gemm(g));
+        CHECK(relative_error(g.out, expected) <= one_rounding(out_dtype));
+        g.factor = g.factor * 2;
+        REQUIRE(cuda::gemm(g));
+        CHECK(relative_error(g.out, expected * 2) <= one_rounding(out_dtype));
+        g.factor = at::ones({}, at::kFloat);
+        CHECK_FALSE(cuda::can_use(g));  // of the host
+      }
+    }
+  }
+}
+
 TEST_CASE("on a GPU gemm adds to what is there once, also when it is measured", "[cuda][gpu]") {
   if (no_gpu()) return;
   torch::manual_seed(3);

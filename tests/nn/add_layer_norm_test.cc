@@ -4,6 +4,7 @@
 
 #include <catch2/catch.hpp>
 
+#include "lightning/nn/linear.h"
 #include "tests/nn/gradients.h"
 #include "tests/nn/norm_kernels.h"
 
@@ -141,5 +142,31 @@ TEST_CASE("AddLayerNorm on a GPU agrees with float64 whichever outputs are used"
     compare(residual, delta.to(at::kBFloat16), true, uses, 1e-2);
     compare(residual.to(at::kBFloat16), delta.to(at::kBFloat16), false, uses, 2e-2);
     compare(residual.to(at::kBFloat16), delta, true, uses, 2e-2);
+  }
+}
+
+TEST_CASE("on a GPU a bias before AddLayerNorm gets its gradient from the norm", "[nn][gpu]") {
+  if (!torch::cuda::is_available()) {
+    WARN("needs a GPU");
+    return;
+  }
+  torch::manual_seed(1);
+  for (const auto stream : {at::kFloat, at::kBFloat16}) {
+    nn::Linear linear(768, 768);
+    nn::AddLayerNorm norm(std::vector<int64_t>{768});
+    linear->to(at::kCUDA);
+    norm->to(at::kCUDA);
+    const auto residual = at::randn({3, 1000, 768}, at::device(at::kCUDA).dtype(stream));
+    const auto input = at::randn({3, 1000, 768}, at::device(at::kCUDA)).requires_grad_();
+    at::Tensor sum, normalized, delta;
+    {
+      const Autocast on(at::kCUDA);
+      delta = linear->forward(input);
+      delta.retain_grad();
+      std::tie(sum, normalized) = norm->forward(residual, delta);
+    }
+    (sum.pow(2).mean() * 0.1 + normalized.pow(3).mean()).backward();
+    const auto exact = delta.grad().to(at::kDouble).sum(at::IntArrayRef{0, 1});
+    CHECK(relative_error(linear->bias.grad(), exact) <= 5e-3);
   }
 }

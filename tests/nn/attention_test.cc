@@ -5,7 +5,9 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstdlib>
+#include <vector>
 
+#include "lightning/recording.h"
 #include "tests/nn/gradients.h"
 
 using namespace lightning;
@@ -128,6 +130,21 @@ TEST_CASE("a rotary table first made in inference mode serves training", "[nn]")
   }
   attention->forward(torch::randn({1, 4, 8})).sum().backward();
   CHECK(attention->qkv->weight.grad().defined());
+}
+
+TEST_CASE("a recording keeps the rotary table that its replays read", "[nn]") {
+  nn::Attention attention(nn::AttentionOptions(8, 2).rotary(true));
+  const torch::NoGradGuard no_grad;
+  std::vector<at::Tensor> kept;
+  {
+    const RecordingScope recording(kept);
+    attention->forward(torch::randn({1, 4, 8}));
+  }
+  REQUIRE(kept.size() == 1);
+  const auto values = kept[0].clone();
+  attention->forward(torch::randn({1, 500, 8}));  // a longer table takes its place
+  CHECK(kept.size() == 1);
+  CHECK(at::equal(kept[0], values));
 }
 
 TEST_CASE("Attention's parameters have the names of its projections", "[nn]") {

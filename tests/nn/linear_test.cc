@@ -3,6 +3,8 @@
 #include <torch/torch.h>
 
 #include <catch2/catch.hpp>
+#include <tuple>
+#include <vector>
 
 #include "lightning/nn/compute.h"
 #include "lightning/param/working_copy.h"
@@ -169,5 +171,39 @@ TEST_CASE("under autocast on a GPU Linear is as near to float64 as plain ATen", 
     const double chance = value.numel() < 16 ? 2e-3 : 1e-6;
     CHECK(error <= 1.2 * allowed + chance);
     if (name != "output") CHECK(ours.at(name).scalar_type() == at::kFloat);
+  }
+}
+
+TEST_CASE("in 16 bits on a GPU Linear is as near to float64 as at::linear", "[nn][gpu]") {
+  if (!torch::cuda::is_available()) {
+    WARN("needs a GPU");
+    return;
+  }
+  torch::manual_seed(2);
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
+  const bool bias = GENERATE(true, false);
+  for (const auto& [rows, in, out] :
+       std::vector<std::tuple<int64_t, int64_t, int64_t>>{{4096, 768, 2304}, {77, 33, 17}}) {
+    nn::Linear layer(torch::nn::LinearOptions(in, out).bias(bias));
+    layer->to(torch::kCUDA, dtype);
+    const auto input = torch::randn({2, rows, in}, torch::kCUDA).to(dtype);
+    const auto gradient = torch::randn({2, rows, out}, torch::kCUDA).to(dtype);
+    const auto leaves = parameters_of(*layer);
+    const auto same = copies_of(leaves, dtype), doubles = copies_of(leaves, at::kDouble);
+    const auto ours =
+        results_of([&](const at::Tensor& x) { return layer->forward(x); }, leaves, input, gradient);
+    const auto aten =
+        results_of([&](const at::Tensor& x) { return plain(same, x); }, same, input, gradient);
+    const auto exact = results_of([&](const at::Tensor& x) { return plain(doubles, x); }, doubles,
+                                  input.to(at::kDouble), gradient);
+    for (const auto& [name, value] : exact) {
+      const auto error = relative_error(ours.at(name), value);
+      const auto allowed = relative_error(aten.at(name), value);
+      CAPTURE(dtype, bias, rows, in, out, name, error, allowed);
+      CHECK(error <= 1.2 * allowed + 1e-4);
+      CHECK(ours.at(name).scalar_type() == dtype);
+    }
+    const torch::NoGradGuard no_grad;
+    CHECK(layer->forward(input.slice(0, 0, 0)).numel() == 0);
   }
 }

@@ -85,9 +85,11 @@ class NormKernels {
     backward.grad_delta = one_.adds ? grad_delta.data_ptr() : nullptr;
     backward.grad_weight = grad_weight.data_ptr();
     backward.grad_bias = bias.defined() ? grad_bias.data_ptr() : nullptr;
+    const auto delta_sums = unset({one_.width}, at::kFloat);
+    if (one_.adds && one_.centred) backward.delta_sums = delta_sums.data_ptr<float>();
     backward.blocks = cuda::norm_backward_blocks(backward);
     INFO("blocks " << backward.blocks);
-    const auto workspace = unset({backward.blocks, 2, one_.width}, at::kFloat);
+    const auto workspace = unset({backward.blocks, 3, one_.width}, at::kFloat);
     backward.workspace = workspace.data_ptr<float>();
     cuda::norm_backward(backward, cuda::stream_of(input));
     CHECK(error(grad_input, exact_grad, rstd) <= tolerance_of(one_.input));
@@ -95,6 +97,10 @@ class NormKernels {
     CHECK(error(grad_weight, exact_weight.grad(), rstd) <= tolerance_of(one_.weight));
     if (bias.defined())
       CHECK(error(grad_bias, exact_bias.grad(), rstd) <= tolerance_of(one_.weight));
+
+    if (backward.delta_sums != nullptr) {
+      CHECK(error(delta_sums, exact_grad.sum(0), rstd) <= std::max(1e-5, sum_tolerance()));
+    }
 
     const auto again = unset({one_.width}, one_.weight);
     backward.grad_weight = again.data_ptr();
@@ -106,6 +112,9 @@ class NormKernels {
   static void* pointer(const at::Tensor& tensor) {
     return tensor.defined() ? tensor.data_ptr() : nullptr;
   }
+
+  // The kernel's inputs are what the exact ones are, so only float32's roundings are in the sums.
+  double sum_tolerance() const { return one_.input == at::kFloat ? 1e-4 : 5e-3; }
 
   // Of a gradient. For a width of 1 it is a difference of equal numbers, as large as the largest
   // `rstd` times an element of grad_output, and its error is measured by that.

@@ -77,6 +77,52 @@ TEST_CASE("on a GPU a gradient scaler's run is replayed bit for bit", "[step][gp
   check_same(graphed, eager);
 }
 
+TEST_CASE("on a GPU replays keep gradients and counts that their graphs have not seen",
+          "[step][gpu]") {
+  if (no_gpu()) return;
+  // Steps of one row train `other`, those of two do not: a graph that was recorded while `other`
+  // had no gradient comes to a window in which it has one, and graphs step different parameters.
+  struct Branches : Net {
+    Branches() { other = register_module("other", torch::nn::Linear(6, 8)); }
+    StepOutput training_step(const Batch& batch, int64_t) override {
+      const auto x = batch["x"][0];
+      const auto hidden = x.size(0) == 1 ? other(x) : first(x);
+      const auto loss = torch::mse_loss(last(hidden), batch["y"][0]);
+      return StepOutput(Batch::map({{"loss", loss}, {"out", loss.detach()}}));
+    }
+    torch::nn::Linear other{nullptr};
+  };
+  const std::vector<int64_t> rows = {2, 2, 2, 2, 2, 2, 1, 2, 2, 2, 2, 1,
+                                     2, 1, 2, 1, 2, 2, 1, 1, 2, 2, 1, 1};
+  const auto sample = [&](int64_t i) {
+    const auto n = rows[static_cast<size_t>(i)];
+    const auto x = at::sin(at::arange(6 * n, at::kFloat) * static_cast<double>(i + 1));
+    return Batch::map({{"x", x.view({n, 6})}, {"y", at::ones({n, 1})}});
+  };
+  const auto loader = [&] {
+    const auto size = static_cast<int64_t>(rows.size());
+    return Loaders(
+        DataLoader(std::make_shared<FunctionDataset>(size, sample), DataLoaderOptions(1)));
+  };
+  const auto branches = [] {
+    auto net = std::make_shared<Branches>();
+    net->adamw = true;
+    return net;
+  };
+  const auto window = GENERATE(1, 2, 3, 4, 6);
+  CAPTURE(window);
+  TempDir dir;
+  auto options = on_gpu(dir).max_epochs(4).accumulate_grad_batches(window);
+  const auto eager = outcome(options, branches(), loader());
+  auto executor = graphs(1);
+  Said said;
+  const auto graphed = outcome(options.compile(executor), branches(), loader());
+  INFO(said.text);
+  INFO("recorded " << executor->recorded() << ", replayed " << executor->replayed());
+  CHECK(executor->replayed() >= 12);
+  check_same(graphed, eager);
+}
+
 TEST_CASE("on a GPU a step that reads on the host falls back and trains on", "[step][gpu]") {
   if (no_gpu()) return;
   TempDir dir;
