@@ -24,6 +24,8 @@
 #include "lightning/data/sampler.h"
 #include "lightning/data/torch_dataset.h"
 #include "lightning/datamodule.h"
+#include "lightning/distributed/environments.h"
+#include "lightning/distributed/rank_zero.h"
 #include "lightning/distributed/slurm.h"
 #include "lightning/load_from_checkpoint.h"
 #include "lightning/metrics/accuracy.h"
@@ -51,3 +53,4 @@
 #include "lightning/trainer.h"
 #include "loggers/csv_logger.h"
 #include "loggers/tensorboard_logger.h"
+#include "strategies/ddp.h"

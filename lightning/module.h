@@ -276,6 +276,8 @@ class LightningModule : public torch::nn::Module, public Hyperparameters {
 
   // Whether prepare_data runs on one process of each node, or of all.
   bool prepare_data_per_node = true;
+  // Whether a rank's loader may have no batch while others' have some; never in training.
+  bool allow_zero_length_dataloader_with_multiple_devices = false;
   // An input for the summary's sizes and for graphs of loggers.
   Batch example_input_array;
   // Floating-point operations of one batch, for ThroughputMonitor; 0 when not known.

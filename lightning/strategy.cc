@@ -10,6 +10,8 @@
 #include "lightning/accelerator.h"
 #include "lightning/checkpoint/module_state.h"
 #include "lightning/data/loader.h"
+#include "lightning/distributed/cluster_environment.h"
+#include "lightning/errors.h"
 #include "lightning/optim/optimizer_state.h"
 
 namespace lightning {
@@ -60,6 +62,15 @@ void Strategy::connect(std::shared_ptr<Accelerator> accelerator,
   devices_ = std::move(devices);
   checkpoint_io_ = std::move(checkpoint_io);
   precision_->set_device(root_device());
+}
+
+void Strategy::connect_processes(std::shared_ptr<ClusterEnvironment>, int64_t num_nodes) {
+  const auto processes = static_cast<int64_t>(devices_.size()) * num_nodes;
+  if (processes == 1 || has_processes() || world_size() > 1) return;
+  throw MisconfigurationError(
+      str("Trainer got devices=", devices_.size(), " and num_nodes=", num_nodes,
+          " with a strategy that works on one device. Give strategy=\"ddp\" or \"auto\", or "
+          "devices=1."));
 }
 
 void Strategy::setup_environment() { accelerator_->setup_device(root_device()); }

@@ -22,6 +22,7 @@
 
 namespace lightning {
 
+class ClusterEnvironment;
 class DeviceMesh;
 
 enum class ClipAlgorithm { kNorm, kValue };
@@ -35,13 +36,19 @@ class Strategy : public Collectives {
   virtual void connect(std::shared_ptr<Accelerator> accelerator,
                        std::shared_ptr<Precision> precision, std::vector<c10::Device> devices,
                        std::shared_ptr<CheckpointIO> checkpoint_io);
+  // Where this process stands among those of a run; after connect(). Nothing is started here.
+  // Errors: MisconfigurationError for several devices or nodes and a strategy that works on one.
+  virtual void connect_processes(std::shared_ptr<ClusterEnvironment> environment,
+                                 int64_t num_nodes);
+  // Whether one process of its own works on each device.
+  virtual bool has_processes() const { return false; }
   Accelerator& accelerator() const { return *accelerator_; }
   Precision& precision() const { return *precision_; }
   CheckpointIO& checkpoint_io() const { return *checkpoint_io_; }
 
   // ---- Environment ------------------------------------------------------------------------------
 
-  // Sets the device and creates the process group.
+  // Starts the other processes where nobody did, sets the device and joins the process group.
   virtual void setup_environment();
   virtual c10::Device root_device() const { return devices_.at(0); }
   // The devices of this node that take part.

@@ -22,6 +22,7 @@
 #include "lightning/checkpoint_callback.h"
 #include "lightning/cuda/gemm.h"
 #include "lightning/distributed/slurm.h"
+#include "lightning/distributed/watch.h"
 #include "lightning/errors.h"
 #include "lightning/hparams.h"
 #include "lightning/log.h"
@@ -32,6 +33,7 @@
 #include "lightning/loops/prediction_loop.h"
 #include "lightning/loops/run.h"
 #include "lightning/overrides.h"
+#include "lightning/rank_zero_logger.h"
 #include "lightning/results_table.h"
 #include "lightning/seed.h"
 #include "lightning/step/has_step.h"
@@ -76,6 +78,7 @@ struct Trainer::Engine {
   std::shared_ptr<SLURMEnvironment> slurm() const;
   std::optional<PreemptionSignal> requeue_on_signal();
   void save_for_requeue();
+  Scope join_run();
   void prepare_data();
   void setup(Stage fn);
   void log_hyperparams();
@@ -146,7 +149,7 @@ Trainer::Trainer(TrainerOptions options)
   run.settings = check_flags(options_);
   run.strategy_ = make_strategy(options_);
   engine_->own_callbacks = run.callbacks = make_callbacks(options_);
-  run.loggers_ = make_loggers(options_, run.settings);
+  run.loggers_ = make_loggers(options_, run.settings, run.strategy_->is_global_zero());
   if (options_.profiler() && !options_.profiler()->empty()) {
     run.profiler = options_.profiler()->make("trainer.profiler");
   }
@@ -259,6 +262,26 @@ void Trainer::Engine::verify(Stage fn) {
   }
 }
 
+// What rank 0 chose holds for all: the others may have looked at files a moment later.
+Scope Trainer::Engine::join_run() {
+  auto* watch = Watch::current();
+  if (watch == nullptr || run.strategy_->world_size() == 1) return nullptr;
+  const Scope in_run = watch->in_run(run.fitting());
+  run.ckpt_path = run.strategy_->broadcast(run.ckpt_path).as_string();
+  State::List places;
+  for (const auto& logger : run.loggers_) {
+    places.emplace_back(State::List{logger->version(), logger->save_dir(), logger->log_dir()});
+  }
+  const auto first = run.strategy_->broadcast(places);
+  for (size_t i = 0; i < run.loggers_.size() && !run.strategy_->is_global_zero(); ++i) {
+    auto* quiet = dynamic_cast<RankZeroLogger*>(run.loggers_[i].get());
+    const auto& place = first.as_list().at(i).as_list();
+    if (quiet == nullptr) continue;
+    quiet->set_place({place[0].as_string(), place[1].as_string(), place[2].as_string()});
+  }
+  return in_run;
+}
+
 // Where the data live in the module or data module, on one process of the node.
 void Trainer::Engine::prepare_data() {
   const auto here = [&](bool per_node) {
@@ -272,7 +295,7 @@ void Trainer::Engine::prepare_data() {
       is_overridden(*run.module, &LightningModule::prepare_data)) {
     run.call_module(Hook::prepare_data, [](LightningModule& m) { m.prepare_data(); });
   }
-  run.strategy_->barrier("prepare_data");
+  run.strategy_->wait_for_all("prepare_data");
 }
 
 void Trainer::Engine::setup(Stage fn) {
@@ -314,6 +337,7 @@ void Trainer::Engine::run_teardown() {
 // ended the run is the one that leaves it.
 void Trainer::Engine::on_exception(const std::exception& exception) {
   run.status = TrainerStatus::kInterrupted;
+  if (run.strategy_->world_size() > 1) report_failure(exception.what());
   const auto attempt = [](auto&& f) {
     try {
       f();
@@ -354,6 +378,7 @@ auto Trainer::Engine::run_call(Call call, RunStage&& run_stage) -> decltype(run_
       info("barebones=true: the run has started; there is no progress bar.");
     }
     run.strategy_->setup_environment();
+    Scope in_run = join_run();
     if (run.profiler != nullptr) {
       run.profiler->setup(call.fn, run.strategy_->global_rank(), run.trainer_ref().log_dir());
     }
@@ -402,6 +427,8 @@ auto Trainer::Engine::run_call(Call call, RunStage&& run_stage) -> decltype(run_
     run.call_module(Hook::teardown, [&](LightningModule& m) { m.teardown(call.fn); });
     for (const auto& logger : run.loggers_) logger->finalize("success");
     if (run.profiler != nullptr) run.profiler->describe();
+    in_run.reset();  // who goes on first does not leave the others in a run
+    run.strategy_->wait_for_all("the end of the run");
     run.status = TrainerStatus::kFinished;
     run.stage = RunningStage::kNone;
     return results;

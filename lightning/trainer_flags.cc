@@ -10,6 +10,7 @@
 
 #include "lightning/callback.h"
 #include "lightning/checkpoint/state.h"
+#include "lightning/distributed/environments.h"
 #include "lightning/duration.h"
 #include "lightning/errors.h"
 #include "lightning/files.h"
@@ -17,6 +18,7 @@
 #include "lightning/logger.h"
 #include "lightning/overrides.h"
 #include "lightning/profiler.h"
+#include "lightning/rank_zero_logger.h"
 #include "lightning/step/executor.h"
 #include "lightning/strategy.h"
 #include "lightning/yaml.h"
@@ -219,13 +221,10 @@ void set_fast_dev_run(const TrainerOptions& options, Settings& settings) {
 
 void refuse_unbuilt(const TrainerOptions& options) {
   const auto not_built = [](const std::string& flag, const std::string& instead) {
-    throw MisconfigurationError(str("Trainer got ", flag,
-                                    ", which this version does not do yet: it trains on one "
-                                    "device. ",
-                                    instead));
+    throw MisconfigurationError(
+        str("Trainer got ", flag, ", which this version does not do yet. ", instead));
   };
   at_least("num_nodes", options.num_nodes(), 1, "1 or more");
-  if (options.num_nodes() > 1) not_built(str("num_nodes=", options.num_nodes()), "Leave it at 1.");
   if (options.sync_batchnorm()) not_built("sync_batchnorm=true", "Leave it out.");
 }
 
@@ -382,7 +381,7 @@ std::vector<std::shared_ptr<Callback>> make_callbacks(const TrainerOptions& opti
 // ---- Other parts --------------------------------------------------------------------------------
 
 std::vector<std::shared_ptr<Logger>> make_loggers(const TrainerOptions& options,
-                                                  const Settings& settings) {
+                                                  const Settings& settings, bool logs) {
   std::vector<std::shared_ptr<Logger>> loggers;
   const auto& flag = options.logger();
   if (settings.fast_dev_run > 0 || !flag.on() || (flag.is_default() && options.barebones())) {
@@ -398,7 +397,10 @@ std::vector<std::shared_ptr<Logger>> make_loggers(const TrainerOptions& options,
   for (size_t i = 0; i < flag.parts().size(); ++i) {
     loggers.push_back(flag.parts()[i].make(str("trainer.logger[", i, "]")));
   }
-  for (const auto& logger : loggers) logger->set_default_root_dir(settings.default_root_dir);
+  for (auto& logger : loggers) {
+    logger->set_default_root_dir(settings.default_root_dir);
+    if (!logs) logger = std::make_shared<RankZeroLogger>(std::move(logger));
+  }
   return loggers;
 }
 
@@ -425,29 +427,15 @@ std::shared_ptr<Accelerator> make_accelerator(const Part<Accelerator>& flag) {
   return best != nullptr ? best : known.make("auto");  // none linked: the registry says what to add
 }
 
-}  // namespace
-
-std::shared_ptr<Strategy> make_strategy(const TrainerOptions& options) {
-  auto accelerator = make_accelerator(options.accelerator());
-
-  const auto& flag = options.strategy();
-  const bool automatic = flag.object() == nullptr && flag.name() == "auto";
-  auto strategy =
-      automatic ? registry<Strategy>().make("single_device") : flag.make("trainer.strategy");
-
-  // One device where the number is left to us: more of them need a strategy that shares work.
-  const auto* word = std::get_if<std::string>(&options.devices());
-  const bool any = word != nullptr && *word == "auto";
-  auto devices = accelerator->parse_devices(any ? DevicesFlag(int64_t{1}) : options.devices());
-  if (devices.size() > 1 && dynamic_cast<Strategy*>(strategy.get())->world_size() == 1) {
-    throw MisconfigurationError(str("Trainer got ", devices.size(),
-                                    " devices, but training on several is not built yet in "
-                                    "this version. Give devices=1."));
-  }
-
+// What the plugins give; null for what they leave to the flags.
+struct Plugins {
   std::shared_ptr<Precision> precision;
   std::shared_ptr<CheckpointIO> checkpoint_io;
   std::shared_ptr<ClusterEnvironment> cluster_environment;
+};
+
+Plugins sort_plugins(const TrainerOptions& options) {
+  Plugins sorted;
   for (const auto& plugin : options.plugins()) {
     const auto take = [](auto& slot, const auto& part, const char* kind) {
       if (part == nullptr) return;
@@ -456,20 +444,75 @@ std::shared_ptr<Strategy> make_strategy(const TrainerOptions& options) {
       }
       slot = part;
     };
-    take(precision, plugin.precision(), "precision");
-    take(checkpoint_io, plugin.checkpoint_io(), "checkpoint_io");
-    take(cluster_environment, plugin.cluster_environment(), "cluster_environment");
+    take(sorted.precision, plugin.precision(), "precision");
+    take(sorted.checkpoint_io, plugin.checkpoint_io(), "checkpoint_io");
+    take(sorted.cluster_environment, plugin.cluster_environment(), "cluster_environment");
   }
-  if (precision != nullptr && options.precision()) {
+  return sorted;
+}
+
+// The devices of this node. Where the number is left to us: what somebody else started processes
+// for, else all that the accelerator gives. A process that SLURM shows one GPU alone takes that.
+std::vector<c10::Device> make_devices(const TrainerOptions& options, const Accelerator& accelerator,
+                                      const ClusterEnvironment& environment) {
+  const auto external = environment.creates_processes_externally();
+  const auto per_node = external ? environment.processes_per_node() : std::nullopt;
+  const auto* word = std::get_if<std::string>(&options.devices());
+  const auto* number = std::get_if<int64_t>(&options.devices());
+  const bool any = word != nullptr && *word == "auto";
+  const auto wanted = any                 ? per_node
+                      : number != nullptr ? std::optional<int64_t>(*number)
+                                          : std::nullopt;
+  if (external && wanted && *wanted > 1 && accelerator.name() != "cpu") {
+    const auto visible = accelerator.parse_devices("auto");
+    if (visible.size() == 1) return {static_cast<size_t>(*wanted), visible[0]};
+  }
+  if (any && per_node) return accelerator.parse_devices(*per_node);
+  return accelerator.parse_devices(options.devices());
+}
+
+// Processes that were started together and would not know of each other.
+void refuse_lone_runs(const ClusterEnvironment& environment) {
+  if (!environment.creates_processes_externally()) return;
+  const auto processes = environment.processes_per_node().value_or(1);
+  if (processes == 1) return;
+  throw MisconfigurationError(
+      str("Trainer got devices=1, but ", environment.name(), " says that ", processes,
+          " processes were started on this node. Give devices=", processes,
+          " or \"auto\" to train together, or strategy=\"single_device\" for "
+          "runs that know nothing of each other."));
+}
+
+}  // namespace
+
+std::shared_ptr<Strategy> make_strategy(const TrainerOptions& options) {
+  auto accelerator = make_accelerator(options.accelerator());
+  const auto plugins = sort_plugins(options);
+  const auto environment = plugins.cluster_environment != nullptr ? plugins.cluster_environment
+                                                                  : detect_cluster_environment();
+  auto devices = make_devices(options, *accelerator, *environment);
+  const auto* word = std::get_if<std::string>(&options.devices());
+
+  const auto& flag = options.strategy();
+  const bool automatic = flag.object() == nullptr && flag.name() == "auto";
+  const bool several = devices.size() > 1 || options.num_nodes() > 1;
+  if (automatic && !several) refuse_lone_runs(*environment);
+  auto strategy = automatic ? registry<Strategy>().make(several ? "ddp" : "single_device")
+                            : flag.make("trainer.strategy");
+  if (word != nullptr && *word == "auto" && !strategy->has_processes())
+    devices.erase(devices.begin() + 1, devices.end());
+  if (plugins.precision != nullptr && options.precision()) {
     throw MisconfigurationError(
         "Trainer got a precision flag and a precision plugin. Leave one of them out.");
   }
+  auto precision = plugins.precision;
   if (precision == nullptr) {
     precision = options.precision().value_or(Part<Precision>("32-true")).make("trainer.precision");
   }
-  if (checkpoint_io == nullptr) checkpoint_io = default_checkpoint_io();
-  strategy->connect(std::move(accelerator), std::move(precision), std::move(devices),
-                    std::move(checkpoint_io));
+  strategy->connect(
+      std::move(accelerator), std::move(precision), std::move(devices),
+      plugins.checkpoint_io != nullptr ? plugins.checkpoint_io : default_checkpoint_io());
+  strategy->connect_processes(environment, options.num_nodes());
   return strategy;
 }
 

@@ -28,10 +28,14 @@ std::vector<std::shared_ptr<Callback>> make_callbacks(const TrainerOptions& opti
 // As above for a list that has all it needs.
 std::vector<std::shared_ptr<Callback>> in_order(std::vector<std::shared_ptr<Callback>> callbacks);
 
+//   logs   whether this process does: rank 0. The others get loggers that write nothing.
 std::vector<std::shared_ptr<Logger>> make_loggers(const TrainerOptions& options,
-                                                  const Settings& settings);
+                                                  const Settings& settings, bool logs = true);
 
-// Accelerator, devices, precision and checkpoint IO, connected to the strategy.
+// Accelerator, devices, precision, checkpoint IO and this process's place among those of the
+// run, connected to the strategy.
+// Errors: MisconfigurationError for devices that do not exist, for processes that somebody else
+// started in another number than the flags say.
 std::shared_ptr<Strategy> make_strategy(const TrainerOptions& options);
 
 }  // namespace lightning

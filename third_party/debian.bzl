@@ -8,6 +8,7 @@ only what the linker needs. `make setup` installs the packages.
 _LIBRARIES = [
     ("catch2", "catch2/catch.hpp", []),
     ("cli11", "CLI/CLI.hpp", []),
+    ("gloo", "gloo/config.h", []),  # headers alone: LibTorch has the library
     ("nlohmann_json", "nlohmann/json.hpp", []),
     ("png", "png.h", ["-lpng"]),
     ("yaml-cpp", "yaml-cpp/yaml.h", ["-lyaml-cpp"]),

@@ -11,7 +11,7 @@ packages=(
   g++ python3 python3-venv clang-format
   bazel-bootstrap bazel-rules-java bazel-rules-proto bazel-skylib bazel-platforms
   libcli11-dev libyaml-cpp-dev nlohmann-json3-dev catch2 libgloo-dev libpng-dev zlib1g-dev
-  dataset-fashion-mnist fortunes
+  dataset-fashion-mnist fortunes iproute2
 )
 
 install_packages() {

@@ -44,7 +44,7 @@ std::string lines(const std::string& title, const std::vector<std::string>& name
 
 // The state of a module, held against the module: what may be copied and what does not fit.
 struct Comparison {
-  std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // to, from
+  std::vector<std::pair<at::Tensor, const TensorState*>> copies;  // to, from
   IncompatibleKeys keys;
   std::vector<std::string> misfits;
 };
@@ -64,7 +64,7 @@ void compare_one(Comparison& result, const std::string& name, const at::Tensor& 
   } else if (to.is_meta()) {
     result.misfits.push_back(name + ": the module's tensor is on the meta device, without storage");
   } else {
-    result.copies.emplace_back(to, from.whole());
+    result.copies.emplace_back(to, &from);
   }
 }
 
@@ -136,8 +136,8 @@ State module_state_dict(const torch::nn::Module& module) {
   return state;
 }
 
-IncompatibleKeys load_module_state_dict(torch::nn::Module& module, const State& state,
-                                        bool strict) {
+IncompatibleKeys load_module_state_dict(torch::nn::Module& module, const State& state, bool strict,
+                                        const CopyTensor& copy) {
   auto found = compare(module, state);
   const bool fits = found.keys.missing.empty() && found.keys.unexpected.empty();
   if (!found.misfits.empty() || (strict && !fits)) {
@@ -148,7 +148,16 @@ IncompatibleKeys load_module_state_dict(torch::nn::Module& module, const State& 
                               lines("of another shape", found.misfits), "\n", advice(found)));
   }
   const at::NoGradGuard no_grad;
-  for (auto& [to, from] : found.copies) to.copy_(from);
+  if (copy == nullptr) {
+    for (auto& [to, from] : found.copies) from->whole();  // or an error, before the first copy
+  }
+  for (auto& [to, from] : found.copies) {
+    if (copy != nullptr) {
+      copy(to, *from);
+    } else {
+      to.copy_(from->whole());
+    }
+  }
   return std::move(found.keys);
 }
 

@@ -2,6 +2,7 @@
 // order. Source: torch 2.11, `Module.state_dict` and `Module.load_state_dict`.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -24,9 +25,12 @@ struct IncompatibleKeys {
 // Copies the state into the module's tensors; values are converted to their dtype and device.
 //
 //   strict   false: keys that only one side has are passed over, and given back
+//   copy     does the copying, if given; where a tensor of the state has holes, it has to bear them
 //
 // Errors: CheckpointError, before anything is changed, that lists all missing and unexpected keys
 // (when strict) and all tensors of another shape, with both shapes and dtypes.
-IncompatibleKeys load_module_state_dict(torch::nn::Module& module, const State& state, bool strict);
+using CopyTensor = std::function<void(const at::Tensor& to, const TensorState& from)>;
+IncompatibleKeys load_module_state_dict(torch::nn::Module& module, const State& state, bool strict,
+                                        const CopyTensor& copy = nullptr);
 
 }  // namespace lightning

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "lightning/checkpoint/state.h"
 
@@ -32,8 +33,14 @@ class Collectives {
   virtual at::Tensor all_gather(const at::Tensor& tensor) { return tensor; }
   // The rows of all processes one after another; dim 0 may differ between them.
   virtual at::Tensor all_gather_rows(const at::Tensor& tensor) { return tensor; }
+  // Trees of plain values and tensors of the host; what `value` is on other ranks does not matter.
   virtual State broadcast(State value, int64_t /*source_rank*/ = 0) { return value; }
+  // The values of all processes, by rank.
+  virtual std::vector<State> all_gather_states(State value) { return {std::move(value)}; }
   virtual void barrier(const std::string& /*name*/ = "") {}
+  // A barrier without the limit of time that collectives have, for work of one process that may
+  // take hours: a download. `name` says in errors what was waited for.
+  virtual void wait_for_all(const std::string& /*name*/) {}
 
   // True where it holds on any, or on all processes.
   virtual bool reduce_any(bool value) { return value; }

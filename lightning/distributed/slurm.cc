@@ -9,13 +9,13 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string_view>
 #include <utility>
 
+#include "lightning/distributed/environment_variable.h"
 #include "lightning/errors.h"
 #include "lightning/registry.h"
 
@@ -30,10 +30,7 @@ const Registration<ClusterEnvironment> kSLURMEnvironment{
       return std::make_unique<SLURMEnvironment>(options);
     }};
 
-std::optional<std::string> variable(const char* name) {
-  const char* text = std::getenv(name);
-  return text != nullptr && *text != '\0' ? std::optional<std::string>(text) : std::nullopt;
-}
+constexpr const char* kName = "SLURMEnvironment";
 
 // "SIGUSR1", "USR1" or "10".
 int signal_of(const std::string& name) {
@@ -130,15 +127,80 @@ SLURMEnvironment::SLURMEnvironment(const SLURMEnvironmentOptions& options)
 }
 
 bool SLURMEnvironment::detect() {
-  const auto job = variable("SLURM_JOB_NAME");
-  return variable("SLURM_NTASKS") && job != "bash" && job != "interactive";
+  const auto job = environment_variable("SLURM_JOB_NAME");
+  return environment_variable("SLURM_NTASKS") && job != "bash" && job != "interactive";
+}
+
+std::optional<int64_t> SLURMEnvironment::processes_per_node() const {
+  return optional_number("SLURM_NTASKS_PER_NODE", kName);
+}
+
+ProcessPlace SLURMEnvironment::place(int64_t devices, int64_t num_nodes) const {
+  ProcessPlace place;
+  place.world_size = environment_number("SLURM_NTASKS", kName);
+  place.global_rank = environment_number("SLURM_PROCID", kName);
+  place.local_rank = environment_number("SLURM_LOCALID", kName);
+  place.node_rank = environment_number("SLURM_NODEID", kName);
+  const auto refuse = [](const std::string& flag, int64_t given, const char* option, int64_t told) {
+    throw MisconfigurationError(str("Trainer got ", flag, "=", given, ", but SLURM was asked for ",
+                                    option, "=", told, ". Give ", flag, "=", told, "."));
+  };
+  const auto per_node = processes_per_node();
+  if (!per_node && place.world_size > 1) {
+    throw MisconfigurationError(str("SLURM was asked for --ntasks=", place.world_size,
+                                    " without saying how many a node has. Give sbatch and srun "
+                                    "--ntasks-per-node=",
+                                    devices, " and --nodes=", num_nodes, " instead."));
+  }
+  if (per_node && *per_node != devices) refuse("devices", devices, "--ntasks-per-node", *per_node);
+  const auto nodes = optional_number("SLURM_NNODES", kName);
+  if (nodes && *nodes != num_nodes) refuse("num_nodes", num_nodes, "--nodes", *nodes);
+  if (place.world_size != devices * num_nodes) {
+    throw MisconfigurationError(str("Trainer got devices=", devices, " and num_nodes=", num_nodes,
+                                    ", which makes ", devices * num_nodes,
+                                    " processes, but SLURM started ", place.world_size,
+                                    " (SLURM_NTASKS). Start the program with srun, and change one "
+                                    "of them."));
+  }
+  if (place.global_rank >= place.world_size || place.local_rank >= devices) {
+    throw MisconfigurationError(str("SLURM gives this process the rank ", place.global_rank, " of ",
+                                    place.world_size, " and the local rank ", place.local_rank,
+                                    " of ", devices,
+                                    ". Ranks count from 0: its variables are mixed up."));
+  }
+  return place;
+}
+
+std::string SLURMEnvironment::first_host(const std::string& nodes) {
+  auto host = nodes.substr(0, nodes.find_first_of(" ,["));
+  const auto open = host.size();
+  if (open == nodes.size() || nodes[open] != '[') return host;
+  const auto close = nodes.find(']', open);
+  if (close == std::string::npos) return host;
+  host += nodes.substr(open + 1, nodes.find_first_of(",-]", open) - open - 1);
+  const auto rest = nodes.substr(close + 1);
+  return host + rest.substr(0, rest.find_first_of(" ,"));
+}
+
+std::string SLURMEnvironment::main_address() const {
+  if (const auto address = environment_variable("MASTER_ADDR")) return *address;
+  return first_host(environment_variable("SLURM_NODELIST").value_or("127.0.0.1"));
+}
+
+int64_t SLURMEnvironment::main_port() const {
+  if (const auto port = given_main_port(kName)) return *port;
+  const auto job = environment_variable("SLURM_JOB_ID");
+  if (!job) return 12910;
+  const auto digits = job->substr(job->size() < 4 ? 0 : job->size() - 4);
+  if (digits.find_first_not_of("0123456789") != std::string::npos) return 12910;
+  return 15000 + std::stoll(digits);
 }
 
 std::optional<std::string> SLURMEnvironment::job_id() {
-  const auto array = variable("SLURM_ARRAY_JOB_ID");
-  const auto task = variable("SLURM_ARRAY_TASK_ID");
+  const auto array = environment_variable("SLURM_ARRAY_JOB_ID");
+  const auto task = environment_variable("SLURM_ARRAY_TASK_ID");
   if (array && task) return *array + "_" + *task;
-  return variable("SLURM_JOB_ID");
+  return environment_variable("SLURM_JOB_ID");
 }
 
 void SLURMEnvironment::requeue(std::chrono::seconds timeout) const {

@@ -30,6 +30,17 @@ class SLURMEnvironment : public ClusterEnvironment {
   explicit SLURMEnvironment(const SLURMEnvironmentOptions& options = {});
 
   std::string name() const override { return "SLURMEnvironment"; }
+  bool creates_processes_externally() const override { return true; }
+  std::optional<int64_t> processes_per_node() const override;
+  // SLURM_NTASKS, SLURM_PROCID, SLURM_LOCALID, SLURM_NODEID. Errors too where sbatch's
+  // --ntasks-per-node or --nodes contradict the flags, or tasks were asked for without saying how
+  // many a node has.
+  ProcessPlace place(int64_t devices, int64_t num_nodes) const override;
+  // MASTER_ADDR, else the first host of SLURM_NODELIST.
+  std::string main_address() const override;
+  // MASTER_PORT, else 15000 and the last four digits of the job's number: the same in every task.
+  int64_t main_port() const override;
+
   bool auto_requeue() const { return auto_requeue_; }
   int requeue_signal() const { return requeue_signal_; }
 
@@ -38,6 +49,9 @@ class SLURMEnvironment : public ClusterEnvironment {
   static bool detect();
   // "1234", or "1234_7" of an array of jobs; nullopt where SLURM gave none.
   static std::optional<std::string> job_id();
+
+  // "node5" of "node[5-7,9]", "a" of "a,b" and of "a b".
+  static std::string first_host(const std::string& nodes);
 
   // Runs `scontrol requeue` for this job, and waits for it.
   // Errors: std::runtime_error with what it printed, or why it could not be run.

@@ -100,9 +100,42 @@ std::shared_ptr<Loader> fitted(Run& run, LoaderStage stage, std::shared_ptr<Load
   }
   const auto share = run.strategy_->sampler_arguments();
   if (share && run.settings.use_distributed_sampler) {
+    if (!run.fitting() && (stage == LoaderStage::kVal || stage == LoaderStage::kTest)) {
+      warn_once(str("The ", to_string(stage),
+                    " data are shared out among processes, and the first samples come again where "
+                    "they do not divide. For exact numbers use a Trainer with devices=1."));
+    }
     replace(loader->distributed(*share, train ? !run.settings.overfits : loader->shuffles()));
+    loader->set_epoch(run.fit.epoch.current.processed);  // a test after fit has its order
   }
   return run.strategy_->process_dataloader(std::move(loader));
+}
+
+// A rank without data would hold up the others at once, one with less in the end of training: they
+// have no batch to reduce gradients with. False where a rank does not know its number.
+bool compare_lengths(Run& run, LoaderStage stage, std::optional<int64_t> batches) {
+  auto& strategy = *run.strategy_;
+  if (strategy.world_size() == 1) return true;
+  State::List lengths;
+  for (auto& one : strategy.all_gather_states(batches ? State(*batches) : State())) {
+    lengths.push_back(std::move(one));
+  }
+  int64_t least = -1, most = -1;
+  for (const auto& one : lengths) {
+    if (one.is_none()) return false;
+    least = least == -1 ? one.as_int() : std::min(least, one.as_int());
+    most = std::max(most, one.as_int());
+  }
+  if (least == most || (least > 0 && stage != LoaderStage::kTrain)) return true;
+  const bool allowed = run.module->allow_zero_length_dataloader_with_multiple_devices;
+  if (allowed && stage != LoaderStage::kTrain) return true;
+  throw MisconfigurationError(str(
+      "The ", to_string(stage), " loaders of the ranks have ", State(lengths).repr(), " batches. ",
+      stage == LoaderStage::kTrain
+          ? "Training needs as many on each: share the data out evenly, or set "
+            "limit_train_batches to the least of them."
+          : "Give each rank a batch at least, or set "
+            "allow_zero_length_dataloader_with_multiple_devices in the module."));
 }
 
 std::string shown(const BatchLimit& limit) {
@@ -196,6 +229,7 @@ StageData setup_stage(Run& run, LoaderStage stage) {
   std::vector<int64_t> limits;
   for (const auto& leaf : leaves) {
     data.num_batches.push_back(limited_batches(leaf->size(), limit_of(run.settings, stage), stage));
+    if (!compare_lengths(run, stage, data.num_batches.back())) data.ranks_may_differ = true;
     limited = limited || data.num_batches.back().has_value();
     limits.push_back(data.num_batches.back().value_or(std::numeric_limits<int64_t>::max()));
   }

@@ -18,6 +18,8 @@ const char* to_string(LoaderStage stage);  // "train", "val", "test", "predict"
 struct StageData {
   std::shared_ptr<CombinedLoader> loader;
   std::vector<std::optional<int64_t>> num_batches;  // of each loader; nullopt: not known
+  // Whether there are several ranks, and one of them does not know its number.
+  bool ranks_may_differ = false;
 };
 
 // Where a stage's loaders come from: given, the data module's hook, or the module's.

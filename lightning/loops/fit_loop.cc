@@ -403,17 +403,31 @@ bool FitLoop::restart_without_batch() {
   return false;
 }
 
+// Ranks whose streams end at different places end their epoch together, with the first.
+bool FitLoop::ends_for_all(bool ends) {
+  if (!data_->ranks_may_differ) return ends;
+  auto& strategy = *run_.strategy_;
+  if (!strategy.reduce_any(ends)) return false;
+  if (!strategy.reduce_all(ends)) {
+    warn_once(str("The training data of some ranks end before those of others, after ",
+                  run_.fit.batch.current.ready + 1,
+                  " batches: the epoch ends there on all ranks, and leaves the rest out. Give "
+                  "all ranks as much, or set limit_train_batches."));
+  }
+  return true;
+}
+
 bool FitLoop::run_batch() {
   auto& fit = run_.fit;
   auto item = run_.profile([] { return std::string("[_TrainingEpochLoop].train_dataloader_next"); },
                            [&] { return iterator_->next(); });
-  if (!item) {
+  if (ends_for_all(!item)) {
     fit.batch.is_last_batch = true;
     return false;
   }
   fit.place = FitPlace::kInBatch;
   const int64_t batch_idx = fit.batch.current.ready;
-  fit.batch.is_last_batch = iterator_->done();
+  fit.batch.is_last_batch = ends_for_all(iterator_->done());
   const Batch batch = run_.to_device(std::move(item->batch), 0);
   fit.batch.ready();
   run_.on_batch_start(&batch, std::nullopt);

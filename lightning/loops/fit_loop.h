@@ -62,6 +62,7 @@ class FitLoop {
   void reset_epoch();
   // False when the epoch ends early (the module's on_train_batch_start returned -1).
   bool run_batch();
+  bool ends_for_all(bool ends);
   bool restart_without_batch();
   void finish_batch();  // behind the hooks of its end
   void after_batch();

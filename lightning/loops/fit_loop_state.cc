@@ -193,7 +193,7 @@ State FitLoop::exact_state() {
   return State::dict({{"version", kExactVersion},
                       {"place", kPlaces[static_cast<int>(place)]},
                       {"accumulate_grad_batches", windows},
-                      {"ranks", State::List{std::move(rank)}}});
+                      {"ranks", run_.strategy_->all_gather_states(std::move(rank))}});
 }
 
 const State& FitLoop::rank_state() const {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "lightning/data/loader.h"
+#include "lightning/distributed/watch.h"
 #include "lightning/errors.h"
 
 namespace lightning {
@@ -102,10 +103,17 @@ void handle_signals() {
     const bool terminate = sigterm.exchange(false);
     preemption->at_boundary(preempted.exchange(false), terminate);
   }
-  raise_if_interrupted();
+  auto* watch = Watch::current();
+  if (watch == nullptr || !watch->trains()) return raise_if_interrupted();
+  const bool terminated = sigterm && !bypasses_sigterm;
+  const auto asked = interrupts > 0 ? Stop::kInterrupt : terminated ? Stop::kTerminate : Stop::kNo;
+  const auto stop = watch->stop_here(asked);
+  if (stop == Stop::kInterrupt) throw KeyboardInterrupt();
+  if (stop == Stop::kTerminate) throw SIGTERMException();
 }
 
 void raise_if_interrupted() {
+  if (const auto* watch = Watch::current(); watch != nullptr && watch->trains()) return;
   if (interrupts.load(std::memory_order_relaxed) > 0) throw KeyboardInterrupt();
   if (sigterm.load(std::memory_order_relaxed) && !bypasses_sigterm) throw SIGTERMException();
 }

@@ -31,11 +31,13 @@ class SignalScope {
   bool inner_ = false;  // made inside the active one
 };
 
-// At a batch boundary, where a checkpoint may be taken: what a pre-emption asks for, then as
-// raise_if_interrupted(). Errors: those of `at_boundary` too.
+// At a batch boundary of training, where a checkpoint may be taken: what a pre-emption asks for,
+// then as raise_if_interrupted(), on all ranks at the same boundary. Errors: those of `at_boundary`
+// too.
 void handle_signals();
 
-// Anywhere. Errors: KeyboardInterrupt, SIGTERMException.
+// Anywhere; while several ranks train nowhere but in handle_signals().
+// Errors: KeyboardInterrupt, SIGTERMException.
 void raise_if_interrupted();
 bool received_sigterm();
 

@@ -142,6 +142,9 @@ void Run::on_batch_end() { results_->drop_batch(); }
 void Run::epoch_end_reached() {
   if (in_batches_ != InBatches::kNo) merge();  // the last batch's values; then the epoch's count
   in_batches_ = InBatches::kNo;
+  // Values of the epoch are reduced over the ranks when somebody asks; a progress bar asks on rank
+  // 0 alone.
+  if (strategy_->world_size() > 1) merge();
 }
 
 void Run::on_epoch_end() {

@@ -14,7 +14,14 @@ LightningOptimizer::LightningOptimizer(std::shared_ptr<torch::optim::Optimizer> 
 
 at::Tensor LightningOptimizer::step(const Closure& closure) { return stepper_(*this, closure); }
 
-void LightningOptimizer::zero_grad(bool set_to_none) { optimizer_->zero_grad(set_to_none); }
+void LightningOptimizer::zero_grad(bool set_to_none) {
+  if (!set_to_none) return optimizer_->zero_grad(false);
+  // Optimizer::zero_grad would detach them first, which it cannot where gradients are views of the
+  // buckets that a strategy reduces.
+  for (auto& group : optimizer_->param_groups()) {
+    for (auto& parameter : group.params()) parameter.mutable_grad().reset();
+  }
+}
 
 Scope LightningOptimizer::toggle_model(bool sync_grad) { return toggler_(*this, sync_grad); }
 

@@ -1,0 +1,353 @@
+#include "lightning/distributed/world.h"
+
+#include <ATen/Context.h>
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#ifdef USE_C10D_NCCL
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+#endif
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <thread>
+
+#include "lightning/distributed/environment_variable.h"
+#include "lightning/distributed/launcher.h"
+#include "lightning/distributed/state_bytes.h"
+#include "lightning/distributed/watch.h"
+#include "lightning/errors.h"
+#include "lightning/log.h"
+
+namespace lightning {
+namespace {
+
+// Of the way to a world, which may be as long as a program takes to start. A rank that does not
+// come is found out about sooner.
+constexpr std::chrono::milliseconds kMeeting = std::chrono::minutes(30);
+
+World* instance = nullptr;  // never deleted: what it holds is let go of by destroy()
+
+std::string first_line(const std::exception& error) {
+  const auto* ours = dynamic_cast<const c10::Error*>(&error);
+  const std::string text = ours != nullptr ? ours->what_without_backtrace() : error.what();
+  return text.substr(0, text.find('\n'));
+}
+
+bool is_this_machine(const std::string& address) {
+  return address == "127.0.0.1" || address == "localhost" || address == "::1";
+}
+
+std::vector<uint8_t> store_bytes(const std::string& text) { return {text.begin(), text.end()}; }
+
+// One process of a node leaves room for the others.
+void share_processors(int64_t processes) {
+  if (processes == 1 || environment_variable("OMP_NUM_THREADS")) return;
+  const auto processors = static_cast<int64_t>(std::thread::hardware_concurrency());
+  at::set_num_threads(static_cast<int>(std::max<int64_t>(1, processors / processes)));
+}
+
+std::string choose_backend(const WorldOptions& options) {
+  const auto backend =
+      options.backend.empty() ? options.device.is_cuda() ? "nccl" : "gloo" : options.backend;
+  if (backend != "gloo" && backend != "nccl") {
+    throw MisconfigurationError(
+        str("process_group_backend got \"", backend, "\", expected \"gloo\" or \"nccl\"."));
+  }
+  if (backend == "nccl" && !options.device.is_cuda()) {
+    throw MisconfigurationError(
+        "process_group_backend got \"nccl\" with processes on the CPU. Give \"gloo\", or leave it "
+        "out.");
+  }
+#ifndef USE_C10D_NCCL
+  if (backend == "nccl") {
+    throw MisconfigurationError(
+        "process_group_backend is \"nccl\", which this build of LibTorch does not have.");
+  }
+#endif
+  return backend;
+}
+
+c10d::ReduceOp operation(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::kMin:
+      return c10d::ReduceOp::MIN;
+    case ReduceOp::kMax:
+      return c10d::ReduceOp::MAX;
+    default:
+      return c10d::ReduceOp::SUM;
+  }
+}
+
+at::Tensor text_tensor(const std::string& text, int64_t size) {
+  auto bytes = at::zeros({size}, at::kByte);
+  if (!text.empty()) std::memcpy(bytes.data_ptr(), text.data(), text.size());
+  return bytes;
+}
+
+std::string tensor_text(const at::Tensor& bytes, int64_t size) {
+  return {static_cast<const char*>(bytes.const_data_ptr()), static_cast<size_t>(size)};
+}
+
+}  // namespace
+
+// ---- Meeting ------------------------------------------------------------------------------------
+
+World* World::current() { return instance; }
+
+World::World(const WorldOptions& options)
+    : options_(options), backend_(choose_backend(options)), process_(::getpid()) {}
+World::~World() = default;
+
+void World::check(const ProcessPlace& place) {
+  if (instance == nullptr) return;
+  const auto& before = instance->options_.place;
+  if (place.world_size == before.world_size && place.global_rank == before.global_rank) return;
+  throw MisconfigurationError(
+      str("Trainer asks for ", place.world_size, " processes, but this program runs in ",
+          before.world_size,
+          " already, which its first run decided. Give all Trainers the same devices and "
+          "num_nodes."));
+}
+
+World& World::join(const WorldOptions& options) {
+  check(options.place);
+  if (instance != nullptr) return *instance;
+  auto* world = new World(options);
+  ::on_exit(
+      [](int status, void* joining) {
+        if (::getpid() != static_cast<World*>(joining)->process_) return;  // a fork of it ends
+        auto* watch = Watch::current();
+        if (watch != nullptr) watch->leave(status);
+        if (watch == nullptr) kill_local_ranks();
+        if (status == 0) static_cast<World*>(joining)->destroy();
+      },
+      world);
+  share_processors(options.processes_per_node);
+  world->meet();
+  world->create_group();
+  instance = world;
+  info(str("Distributed: ", options.place.world_size, " processes on ", options.num_nodes,
+           options.num_nodes == 1 ? " node, " : " nodes, ", world->backend_, "."));
+  return *world;
+}
+
+void World::meet() {
+  const auto& place = options_.place;
+  const auto& environment = *options_.environment;
+  const auto address = environment.main_address();
+  // torchrun has a store of its own at this port.
+  const bool has_store = environment_variable("TORCHELASTIC_USE_AGENT_STORE") == "True";
+  c10d::TCPStoreOptions store;
+  store.isServer = place.global_rank == 0 && !has_store;
+  store.port = static_cast<uint16_t>(environment.main_port());
+  store.waitWorkers = false;
+  store.timeout = std::max(kMeeting, options_.timeout);
+  try {
+    auto tcp = store.isServer || store.port != 0
+                   ? c10::make_intrusive<c10d::TCPStore>(address, store)
+                   : c10::intrusive_ptr<c10d::TCPStore>();
+    if (tcp == nullptr) {
+      throw std::runtime_error("MASTER_PORT is not set, and this process is not rank 0");
+    }
+    if (!environment.creates_processes_externally() && options_.processes_per_node > 1) {
+      start_local_ranks({place, options_.processes_per_node, address, tcp->getPort()});
+    }
+    const auto attempt = environment_variable("TORCHELASTIC_RESTART_COUNT").value_or("0");
+    store_ = c10::make_intrusive<c10d::PrefixStore>("lightning/" + attempt, tcp);
+    if (place.global_rank == 0) {
+      auto& watch = Watch::host(place, options_.num_nodes == 1 && is_this_machine(address));
+      store_->set("watch", store_bytes(watch.meeting_point()));
+    } else {
+      const auto bytes = store_->get("watch");
+      Watch::join(place, address, std::string(bytes.begin(), bytes.end()));
+    }
+  } catch (const std::exception& error) {
+    throw std::runtime_error(str("Rank ", place.global_rank, " of ", place.world_size,
+                                 store.isServer ? " cannot open" : " cannot reach",
+                                 " the meeting point of the run at ", address, ":", store.port,
+                                 " (MASTER_ADDR, MASTER_PORT): ", first_line(error)));
+  }
+  if (options_.num_nodes == 1) {
+    address_ = "127.0.0.1";
+  } else if (place.global_rank == 0) {
+    address_ = Watch::current()->own_address();
+    store_->set("address", store_bytes(address_));
+  } else if (place.node_rank == 0) {  // reached rank 0 over an address of this host alone
+    const auto bytes = store_->get("address");
+    address_ = std::string(bytes.begin(), bytes.end());
+  } else {
+    address_ = Watch::current()->own_address();
+  }
+}
+
+void World::create_group() {
+  using c10d::ProcessGroup;
+  const auto rank = static_cast<int>(options_.place.global_rank);
+  const auto size = static_cast<int>(options_.place.world_size);
+  const auto below = [this](const char* name) {
+    return c10::make_intrusive<c10d::PrefixStore>(name, store_);
+  };
+  group_ = c10::make_intrusive<ProcessGroup>(below("group"), rank, size);
+
+  auto gloo = c10d::ProcessGroupGloo::Options::create(std::max(kMeeting, options_.timeout));
+  const auto interface = environment_variable("GLOO_SOCKET_IFNAME");
+  gloo->devices.push_back(interface ? c10d::ProcessGroupGloo::createDeviceForInterface(*interface)
+                                    : c10d::ProcessGroupGloo::createDeviceForHostname(address_));
+  const auto over_gloo =
+      c10::make_intrusive<c10d::ProcessGroupGloo>(below("gloo"), rank, size, gloo);
+  over_gloo->setTimeout(options_.timeout);
+  group_->setBackend(c10::kCPU, ProcessGroup::BackendType::GLOO, over_gloo);
+  group_->setDefaultBackend(ProcessGroup::BackendType::GLOO);
+  if (options_.device.is_cuda() && backend_ == "gloo") {
+    group_->setBackend(c10::kCUDA, ProcessGroup::BackendType::GLOO, over_gloo);
+  }
+#ifdef USE_C10D_NCCL
+  if (backend_ == "nccl") {
+    auto nccl = c10d::ProcessGroupNCCL::Options::create();
+    nccl->timeout = options_.timeout;
+    group_->setBackend(
+        c10::kCUDA, ProcessGroup::BackendType::NCCL,
+        c10::make_intrusive<c10d::ProcessGroupNCCL>(below("nccl"), rank, size, nccl));
+    group_->setDefaultBackend(ProcessGroup::BackendType::NCCL);
+    group_->setBoundDeviceId(options_.device);
+  }
+#endif
+  group_->setGroupName("lightning");
+}
+
+void World::destroy() {
+  if (group_ != nullptr && backend_ == "nccl") group_->shutdown();
+  group_.reset();
+  store_.reset();
+}
+
+// ---- Collectives --------------------------------------------------------------------------------
+
+// Means of whole numbers are cut, as the original's are. A copy, for the collective works in place.
+at::Tensor World::reduce(const at::Tensor& tensor, ReduceOp op) {
+  const at::NoGradGuard no_grad;
+  const bool is_bool = tensor.scalar_type() == at::kBool;  // which no backend sums
+  std::vector<at::Tensor> one{is_bool ? tensor.to(at::kInt)
+                                      : tensor.detach().clone(at::MemoryFormat::Contiguous)};
+  c10d::AllreduceOptions options;
+  options.reduceOp = operation(op);
+  group_->allreduce(one, options)->wait();
+  auto& sum = one[0];
+  if (op == ReduceOp::kMean && at::isIntegralType(sum.scalar_type(), /*includeBool=*/false)) {
+    sum.copy_(sum / world_size());
+  } else if (op == ReduceOp::kMean) {
+    sum.div_(world_size());
+  }
+  return is_bool ? sum.to(at::kBool) : sum;
+}
+
+at::Tensor World::all_gather(const at::Tensor& tensor) {
+  const at::NoGradGuard no_grad;
+  const bool is_bool = tensor.scalar_type() == at::kBool;
+  std::vector<at::Tensor> input{(is_bool ? tensor.to(at::kByte) : tensor.detach()).contiguous()};
+  std::vector<std::vector<at::Tensor>> outputs(1);
+  for (int64_t rank = 0; rank < world_size(); ++rank) {
+    outputs[0].push_back(at::empty_like(input[0]));
+  }
+  group_->allgather(outputs, input)->wait();
+  const auto all = at::stack(outputs[0]);
+  return is_bool ? all.to(at::kBool) : all;
+}
+
+at::Tensor World::all_gather_rows(const at::Tensor& tensor) {
+  const at::NoGradGuard no_grad;
+  State::List own;
+  for (const auto size : tensor.sizes()) own.emplace_back(size);
+  const auto shapes = all_gather_states(std::move(own));
+  std::vector<int64_t> rows;
+  std::vector<int64_t> widest{0};
+  for (const auto& shape : shapes) {
+    const auto& sizes = shape.as_list();
+    rows.push_back(sizes.empty() ? 0 : sizes[0].as_int());
+    if (rows.back() < widest[0]) continue;
+    if (rows.back() == widest[0] && sizes.size() <= widest.size()) continue;
+    widest.clear();
+    for (const auto& size : sizes) widest.push_back(size.as_int());
+  }
+  auto padded = at::zeros(widest, tensor.options());
+  if (tensor.numel() > 0) padded.narrow(0, 0, tensor.size(0)).copy_(tensor.detach());
+  const auto all = all_gather(padded);
+  std::vector<at::Tensor> parts;
+  for (size_t rank = 0; rank < rows.size(); ++rank) {
+    parts.push_back(all[static_cast<int64_t>(rank)].narrow(0, 0, rows[rank]));
+  }
+  return at::cat(parts);
+}
+
+State World::broadcast(State value, int64_t source_rank) {
+  const auto text = global_rank() == source_rank ? to_bytes(value) : std::string();
+  auto size = at::scalar_tensor(static_cast<int64_t>(text.size()), at::kLong);
+  c10d::BroadcastOptions options;
+  options.rootRank = source_rank;
+  std::vector<at::Tensor> one{size};
+  group_->broadcast(one, options)->wait();
+  one[0] = text_tensor(text, size.item<int64_t>());
+  group_->broadcast(one, options)->wait();
+  if (global_rank() == source_rank) return value;
+  return from_bytes(tensor_text(one[0], size.item<int64_t>()));
+}
+
+std::vector<State> World::all_gather_states(State value) {
+  const auto text = to_bytes(value);
+  const auto sizes = all_gather(at::scalar_tensor(static_cast<int64_t>(text.size()), at::kLong));
+  const auto all = all_gather(text_tensor(text, sizes.max().item<int64_t>()));
+  std::vector<State> values;
+  for (int64_t rank = 0; rank < world_size(); ++rank) {
+    values.push_back(from_bytes(tensor_text(all[rank], sizes[rank].item<int64_t>())));
+  }
+  return values;
+}
+
+void World::barrier(const std::string&) {
+  c10d::BarrierOptions options;
+  options.device = c10::Device(c10::kCPU);
+  group_->barrier(options)->wait();
+}
+
+// The store's own waiting has a limit; it is repeated for as long as it takes. A rank that ends
+// meanwhile ends all.
+void World::wait_for_key(const std::string& key) {
+  while (!store_->check({key})) {
+    try {
+      store_->wait({key}, std::chrono::minutes(10));
+    } catch (const c10::DistStoreError&) {
+      // Not yet; a store that is gone shows in check().
+    }
+  }
+}
+
+// Rank 0, in whose process the store may be, goes on when all others have heard.
+void World::wait_for_all(const std::string& name) {
+  const auto key = str("wait/", waits_++);
+  if (store_->add(key, 1) == world_size()) store_->set(key + "/all", store_bytes(name));
+  wait_for_key(key + "/all");
+  if (global_rank() == 0) return wait_for_key(key + "/heard");
+  if (store_->add(key + "/hearing", 1) == world_size() - 1) {
+    store_->set(key + "/heard", store_bytes(name));
+  }
+}
+
+bool World::reduce_any(bool value) {
+  return reduce(at::scalar_tensor(value ? 1 : 0, at::kInt), ReduceOp::kMax).item<int>() == 1;
+}
+
+bool World::reduce_all(bool value) {
+  return reduce(at::scalar_tensor(value ? 1 : 0, at::kInt), ReduceOp::kMin).item<int>() == 1;
+}
+
+}  // namespace lightning

@@ -1,0 +1,335 @@
+#include "strategies/fsdp.h"
+
+#include <ATen/core/grad_mode.h>
+#include <torch/nn/module.h>
+#include <torch/optim/optimizer.h>
+
+#include <algorithm>
+#include <chrono>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <typeinfo>
+#include <unordered_set>
+#include <utility>
+
+#include "lightning/checkpoint/checkpoint_file.h"
+#include "lightning/errors.h"
+#include "lightning/param/activation_checkpoint.h"
+#include "lightning/param/deferred_init.h"
+#include "lightning/param/unit_plan.h"
+#include "lightning/param/units.h"
+#include "lightning/registry.h"
+#include "strategies/parallel.h"
+#include "strategies/shard_keeper.h"
+#include "strategies/shard_state.h"
+#include "strategies/sharded_checkpoint.h"
+
+namespace lightning {
+namespace {
+
+class FSDPStrategy : public ParallelStrategy {
+ public:
+  // Errors: MisconfigurationError for a sharding strategy that is not known, a timeout that is no
+  // time.
+  explicit FSDPStrategy(const FSDPStrategyOptions& options)
+      : ParallelStrategy(options.process_group_backend(), timeout_of(options)), options_(options) {
+    check("sharding_strategy", options_.sharding_strategy(),
+          {"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD"});
+    check("state_dict_type", options_.state_dict_type(), {"full", "sharded"});
+    if (is_hybrid() == options_.device_mesh().empty()) {
+      throw MisconfigurationError(
+          str("FSDPStrategy got sharding_strategy=\"", options_.sharding_strategy(), "\" ",
+              is_hybrid() ? "without" : "and",
+              " a device_mesh. A mesh says in how many groups of "
+              "how many ranks HYBRID_SHARD keeps the model, as {2, 8}; the others take none."));
+    }
+  }
+
+  // Errors: MisconfigurationError for a mesh that is not one of these processes.
+  void connect_processes(std::shared_ptr<ClusterEnvironment> environment,
+                         int64_t num_nodes) override {
+    ParallelStrategy::connect_processes(std::move(environment), num_nodes);
+    if (!is_hybrid()) return;
+    const auto& mesh = options_.device_mesh();
+    const bool fits =
+        mesh.size() == 2 && mesh[0] > 0 && mesh[1] > 0 && mesh[0] * mesh[1] == world_size();
+    if (fits) return;
+    throw MisconfigurationError(str("FSDPStrategy got device_mesh=", c10::IntArrayRef(mesh),
+                                    " with ", world_size(),
+                                    " processes. Give two sizes whose product is their number: "
+                                    "that of groups, and that of ranks in each."));
+  }
+
+  ~FSDPStrategy() override { forget_module(); }
+
+  // What is constructed in it has no memory until setup().
+  Scope module_init_context(std::optional<bool> empty_init) override {
+    auto modules = ParallelStrategy::module_init_context(empty_init);
+    if (!empty_init.value_or(true)) return modules;
+    deferred_ = std::make_unique<DeferredInit>(root_device());
+    auto record = deferred_->record();
+    return scope_exit([modules, record]() mutable {
+      record.reset();
+      modules.reset();
+    });
+  }
+
+  void setup(torch::nn::Module& module, const ConfigureOptimizers& configure_optimizers) override {
+    if (precision().name() == "16-mixed") {
+      throw MisconfigurationError(
+          "The strategy fsdp got precision=\"16-mixed\", whose gradient scaler looks at one rank's "
+          "gradients. Use \"bf16-mixed\", which needs no scaler, or strategy=\"ddp\".");
+    }
+    const auto& io = checkpoint_io();
+    const auto own = default_checkpoint_io();
+    const auto& ours = *own;
+    if (saves_shards() && typeid(io) != typeid(ours)) {
+      throw MisconfigurationError(
+          "The strategy fsdp got state_dict_type=\"sharded\" and a CheckpointIO plugin, which "
+          "saves "
+          "what one process has. Leave the plugin out, or give state_dict_type=\"full\".");
+    }
+    if (!has(module)) shard(module);
+    for (const auto& shard : shards_->all()) shard->slice.mutable_grad() = at::Tensor();
+    if (!configure_optimizers) return;
+    for (auto* const optimizer : configure_optimizers()) give_slices(*optimizer, *shards_);
+  }
+  bool restore_checkpoint_after_setup() const override { return true; }
+  bool supports_inference_mode() const override { return false; }
+
+  // ---- The step ---------------------------------------------------------------------------------
+
+  Scope step_scope() override {
+    if (units_ == nullptr) return nullptr;
+    const bool training = at::GradMode::is_enabled();
+    shards_->follow_flags();
+    auto use = units_->use(/*backward_follows=*/training);
+    if (!training || checkpoints_ == nullptr) return use;
+    auto regions = checkpoints_->use();
+    return scope_exit([use, regions]() mutable {
+      regions.reset();
+      use.reset();
+    });
+  }
+
+  void backward(const at::Tensor& loss,
+                const std::function<void(const at::Tensor&)>& run_backward) override {
+    run_backward(loss);
+  }
+
+  at::Tensor optimizer_step(const OptimizerStep& step) override {
+    give_slices(step.optimizer, *shards_);  // a callback may have added parameters
+    auto loss = ParallelStrategy::optimizer_step(step);
+    units_->changed();
+    return loss;
+  }
+
+  Scope no_backward_sync(torch::nn::Module&) override {
+    if (shards_ == nullptr) return nullptr;
+    const bool before = shards_->synchronizes();
+    shards_->set_synchronizes(false);
+    return scope_exit([this, before] { shards_->set_synchronizes(before); });
+  }
+
+  at::Tensor gradient_norm(torch::optim::Optimizer& optimizer) override {
+    const auto own = ParallelStrategy::gradient_norm(optimizer);
+    if (shards_ == nullptr || shards_->parts() == 1) return own;
+    const at::NoGradGuard no_grad;
+    const auto dtype = own.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    return shards_->sum_over_sharers(own.to(dtype).square()).sqrt();
+  }
+
+  void on_step_end() override {
+    if (units_ != nullptr) units_->release_all();  // a step without backward kept some
+  }
+
+  Scope whole(bool write) { return units_ == nullptr ? nullptr : units_->whole(write); }
+
+  // ---- Checkpoints ------------------------------------------------------------------------------
+
+  State model_state(const torch::nn::Module& module) override {
+    if (shards_ == nullptr) return ParallelStrategy::model_state(module);
+    return model_state_of(module, *shards_, kind(), is_global_zero());
+  }
+  void load_model_state(torch::nn::Module& module, const State& state, bool strict) override {
+    if (shards_ == nullptr) return ParallelStrategy::load_model_state(module, state, strict);
+    load_model_state_of(module, *shards_, state, strict);
+    units_->changed();
+  }
+  State optimizer_state(torch::optim::Optimizer& optimizer,
+                        const torch::nn::Module& module) override {
+    if (shards_ == nullptr) return ParallelStrategy::optimizer_state(optimizer, module);
+    return optimizer_state_of(optimizer, *shards_, kind(), is_global_zero());
+  }
+  void load_optimizer_state(torch::optim::Optimizer& optimizer, const torch::nn::Module& module,
+                            const State& state) override {
+    if (shards_ == nullptr) {
+      return ParallelStrategy::load_optimizer_state(optimizer, module, state);
+    }
+    load_optimizer_state_of(optimizer, *shards_, state);
+  }
+
+  void save_checkpoint(const State& checkpoint, const std::string& path) override {
+    if (!saves_shards()) return ParallelStrategy::save_checkpoint(checkpoint, path);
+    save_sharded_checkpoint(checkpoint, path, *this);
+  }
+  State load_checkpoint(const std::string& path) override {
+    if (detect_format(path) == CheckpointFormat::kSharded) return load_sharded_checkpoint(path);
+    return ParallelStrategy::load_checkpoint(path);
+  }
+
+  // The module stays in shards: a run that follows goes on with them.
+  void teardown(torch::nn::Module*, const std::vector<torch::optim::Optimizer*>&) override {
+    if (units_ != nullptr) units_->release_all();
+    ParallelStrategy::teardown(nullptr, {});
+  }
+
+ private:
+  static void check(const char* option, const std::string& given,
+                    const std::vector<std::string>& known) {
+    if (std::find(known.begin(), known.end(), given) != known.end()) return;
+    throw MisconfigurationError(str("FSDPStrategy got ", option, "=\"", given,
+                                    "\", expected one of ", lightning::join(known), ".",
+                                    did_you_mean(given, known)));
+  }
+
+  static std::chrono::milliseconds timeout_of(const FSDPStrategyOptions& options) {
+    const auto timeout = std::chrono::duration_cast<std::chrono::milliseconds>(
+        parse_duration(options.timeout(), "FSDPStrategy.timeout"));
+    if (timeout.count() > 0) return timeout;
+    throw MisconfigurationError("FSDPStrategy.timeout got no time, expected at least a second.");
+  }
+
+  bool has(const torch::nn::Module& module) const {
+    if (module_ != &module) return false;
+    for (const auto& parameter : module.parameters()) {
+      if (shards_->find(parameter) == nullptr) return false;
+    }
+    return true;
+  }
+
+  bool saves_shards() const { return options_.state_dict_type() == "sharded"; }
+  StateKind kind() const { return saves_shards() ? StateKind::kSharded : StateKind::kFull; }
+
+  void shard(torch::nn::Module& module) {
+    forget_module();
+    convert(module);
+    const auto plan = plan_units(module, options_.auto_wrap_policy());
+    verify_same_module(module);
+
+    ShardKeeperOptions options;
+    options.device = root_device();
+    if (precision().compute_dtype() != precision().parameter_dtype()) {
+      options.compute_dtype = precision().compute_dtype();
+    }
+    make_groups(options);
+    auto keeper = std::make_unique<ShardKeeper>(std::move(options));
+    shards_ = keeper.get();
+    materialize(module);
+    move_buffers(module);
+    UnitsOptions when;
+    when.release_after_forward = options_.sharding_strategy() != "SHARD_GRAD_OP";
+    module_ = &module;
+    units_ = std::make_unique<Units>(plan, std::move(keeper), when);
+    const auto& recomputed = options_.activation_checkpointing_policy();
+    if (!recomputed.empty()) {
+      checkpoints_ = std::make_unique<ActivationCheckpoints>(module, recomputed);
+    }
+  }
+
+  bool is_hybrid() const { return options_.sharding_strategy() == "HYBRID_SHARD"; }
+
+  void make_groups(ShardKeeperOptions& options) {
+    if (world() == nullptr) return;
+    options.everyone = world()->group();
+    if (!is_hybrid()) {
+      const bool shares = options_.sharding_strategy() != "NO_SHARD";
+      (shares ? options.sharers : options.replicas) = options.everyone;
+      return;
+    }
+    const auto groups = options_.device_mesh()[0], size = options_.device_mesh()[1];
+    const auto own = global_rank() / size, place = global_rank() % size;
+    std::vector<int> sharers, replicas;
+    for (int64_t i = 0; i < size; ++i) sharers.push_back(static_cast<int>(own * size + i));
+    for (int64_t i = 0; i < groups; ++i) replicas.push_back(static_cast<int>(i * size + place));
+    static int64_t made = 0;  // by all ranks alike
+    const auto split = [&](const std::vector<int>& ranks, const std::string& name) {
+      return options.everyone->splitGroup(ranks, timeout_of(options_), std::nullopt,
+                                          str("lightning/fsdp", made, "/", name), std::nullopt);
+    };
+    if (size > 1) options.sharers = split(sharers, str("shards", own));
+    if (groups > 1) options.replicas = split(replicas, str("replicas", place));
+    ++made;
+  }
+
+  void convert(torch::nn::Module& module) {
+    const bool is_deferred = deferred_ != nullptr && deferred_->size() > 0;
+    const Scope record = is_deferred ? deferred_->record() : nullptr;
+    precision().convert_module(module);
+  }
+
+  // Of a model that was born empty: parameter after parameter, of which this rank keeps its rows.
+  void materialize(torch::nn::Module& module) {
+    std::unordered_set<const void*> buffers;
+    std::vector<at::Tensor> tensors;
+    const auto add = [&](const std::string& name, const at::Tensor& tensor) {
+      if (!tensor.defined() || !tensor.is_meta()) return false;
+      if (deferred_ == nullptr || !deferred_->is_deferred(tensor)) {
+        throw MisconfigurationError(
+            str("\"", name,
+                "\" is on the meta device, where it has no values. Construct the model on the CPU, "
+                "or in configure_model, which makes no memory until it is in shards."));
+      }
+      tensors.push_back(tensor);
+      return true;
+    };
+    for (const auto& item : module.named_parameters()) add(item.key(), item.value());
+    for (const auto& item : module.named_buffers()) {
+      if (add(item.key(), item.value())) buffers.insert(item.value().unsafeGetTensorImpl());
+    }
+    if (tensors.empty()) return deferred_.reset();
+    deferred_->materialize(tensors, [&](const at::Tensor& tensor, const at::Tensor& values) {
+      if (buffers.count(tensor.unsafeGetTensorImpl()) == 0) return shards_->born(tensor, values);
+      tensor.unsafeGetTensorImpl()->shallow_copy_from(values.getIntrusivePtr());
+    });
+    deferred_.reset();
+  }
+
+  void move_buffers(torch::nn::Module& module) {
+    const at::NoGradGuard no_grad;
+    std::vector<at::Tensor> buffers;
+    for (auto& buffer : module.buffers()) {
+      if (!buffer.defined()) continue;
+      if (buffer.device() != root_device()) buffer.set_data(buffer.to(root_device()));
+      buffers.push_back(buffer.detach());
+    }
+    broadcast_tensors(buffers);
+  }
+
+  void forget_module() {
+    checkpoints_.reset();
+    if (shards_ != nullptr) shards_->restore();
+    units_.reset();
+    shards_ = nullptr;
+    module_ = nullptr;
+  }
+
+  FSDPStrategyOptions options_;
+  std::unique_ptr<DeferredInit> deferred_;     // until setup()
+  const torch::nn::Module* module_ = nullptr;  // whose parameters are in units_
+  std::unique_ptr<Units> units_;
+  ShardKeeper* shards_ = nullptr;  // units_' keeper
+  std::unique_ptr<ActivationCheckpoints> checkpoints_;
+};
+
+const Registration<Strategy> kFSDP{
+    "fsdp", "The model in shards; parameters are gathered while they are used.",
+    [](const FSDPStrategyOptions& options) { return std::make_unique<FSDPStrategy>(options); }};
+
+}  // namespace
+
+Scope whole_parameters(Strategy& strategy, bool write) {
+  auto* const fsdp = dynamic_cast<FSDPStrategy*>(&strategy);
+  return fsdp == nullptr ? nullptr : fsdp->whole(write);
+}
+
+}  // namespace lightning

@@ -1,0 +1,368 @@
+#include "strategies/shard_keeper.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "lightning/errors.h"
+
+namespace lightning {
+namespace {
+
+using Group = c10::intrusive_ptr<c10d::ProcessGroup>;
+
+// The elements as they lie in memory, which is dense.
+at::Tensor flat(const at::Tensor& memory) {
+  return memory.as_strided({memory.numel()}, {1}, memory.storage_offset());
+}
+
+// As the memory is, with other rows.
+at::Tensor empty_rows(const at::Tensor& memory, int64_t rows, at::ScalarType dtype) {
+  const auto options = memory.options().dtype(dtype);
+  if (memory.dim() == 0) return at::empty({rows}, options);
+  auto sizes = memory.sizes().vec();
+  sizes[0] = rows;
+  return at::empty_strided(sizes, memory.strides(), options);
+}
+
+bool lies_alike(const at::Tensor& a, const at::Tensor& b) {
+  return a.sizes() == b.sizes() && a.strides() == b.strides();
+}
+
+// A coalesced collective takes tensors of one dtype.
+using Tensors = std::vector<at::Tensor>;
+
+std::vector<std::pair<Tensors, Tensors>> by_dtype(const Tensors& outputs, const Tensors& inputs) {
+  std::vector<std::pair<Tensors, Tensors>> groups;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i].numel() == 0) continue;
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const auto& one) {
+      return one.second[0].scalar_type() == inputs[i].scalar_type();
+    });
+    if (group == groups.end()) group = groups.emplace(groups.end());
+    group->first.push_back(outputs[i]);
+    group->second.push_back(inputs[i]);
+  }
+  return groups;
+}
+
+bool is_nccl(const Group& group, const at::Device& device) {
+  return device.is_cuda() && group->getBackendName() == "nccl";
+}
+
+}  // namespace
+
+at::Tensor Shard::rows_of(const at::Tensor& whole) const {
+  return (whole.dim() == 0 ? whole.view({1}) : whole).narrow(0, first_row, rows);
+}
+
+ShardKeeper::ShardKeeper(ShardKeeperOptions options) : options_(std::move(options)) {
+  if (options_.sharers == nullptr) return;
+  parts_ = options_.sharers->getSize();
+  part_ = options_.sharers->getRank();
+}
+
+ShardKeeper::~ShardKeeper() = default;
+
+Shard* ShardKeeper::find(const at::Tensor& parameter) {
+  const auto found = by_tensor_.find(parameter.unsafeGetTensorImpl());
+  return found == by_tensor_.end() ? nullptr : found->second;
+}
+
+Shard& ShardKeeper::shard_of(const BackedParameter& parameter) {
+  return *find(parameter.parameter());
+}
+
+bool ShardKeeper::is_in_place(const Shard& shard) const {
+  return parts_ == 1 && shard.padded.scalar_type() == shard.parameter->memory().scalar_type();
+}
+
+std::string ShardKeeper::placement() const {
+  return parts_ == 1 ? "kept by the strategy fsdp" : str("in ", parts_, " shards");
+}
+
+// ---- Set-up -------------------------------------------------------------------------------------
+
+BackedOptions ShardKeeper::look(const std::string& name, const at::Tensor& parameter) {
+  given_[name] = parameter.detach();
+  BackedOptions look;
+  look.device = options_.device;
+  if (parameter.dim() >= 2 && parameter.is_floating_point()) look.dtype = options_.compute_dtype;
+  if (parameter.dim() > 0) look.padded_rows = (parameter.size(0) + parts_ - 1) / parts_ * parts_;
+  return look;
+}
+
+void ShardKeeper::take(Unit& unit) {
+  const at::NoGradGuard no_grad;
+  for (const auto& parameter : unit.parameters()) {
+    make(*parameter, given_.at(parameter->name()));
+    given_.erase(parameter->name());
+  }
+}
+
+Shard ShardKeeper::part_of(const at::Tensor& whole) const {
+  Shard shard;
+  shard.sizes = whole.sizes().vec();
+  const auto rows = whole.dim() == 0 ? 1 : whole.size(0);
+  shard.rows_each = (rows + parts_ - 1) / parts_;
+  shard.first_row = std::min(part_ * shard.rows_each, rows);
+  shard.rows = std::min(shard.rows_each, rows - shard.first_row);
+  return shard;
+}
+
+at::Tensor ShardKeeper::own_rows(const Shard& shard, const at::Tensor& values) const {
+  auto all = values.to(options_.device).contiguous();
+  if (options_.everyone != nullptr && all.numel() > 0) {
+    std::vector<at::Tensor> one{all};
+    options_.everyone->broadcast(one)->wait();
+  }
+  return shard.rows_of(all);
+}
+
+void ShardKeeper::born(const at::Tensor& parameter, const at::Tensor& values) {
+  const at::NoGradGuard no_grad;
+  auto rows = own_rows(part_of(values), values);
+  born_[parameter.unsafeGetTensorImpl()] = parts_ == 1 ? rows : rows.clone();
+}
+
+void ShardKeeper::make(BackedParameter& parameter, const at::Tensor& values) {
+  const auto& memory = parameter.memory();
+  auto shard = std::make_unique<Shard>(part_of(values));
+  shard->parameter = &parameter;
+  const bool in_place = parts_ == 1 && values.scalar_type() == memory.scalar_type();
+  if (in_place && values.is_meta()) parameter.allocate();
+  shard->padded =
+      in_place ? memory.detach() : empty_rows(memory, shard->rows_each, values.scalar_type());
+  if (shard->rows < shard->rows_each) shard->padded.zero_();
+  shard->slice = shard->padded.detach();
+  if (shard->slice.dim() > 0) shard->slice = shard->slice.narrow(0, 0, shard->rows);
+  const auto* const impl = parameter.parameter().unsafeGetTensorImpl();
+  shard->slice.copy_(
+      (values.is_meta() ? born_.at(impl) : own_rows(*shard, values)).view(shard->slice.sizes()));
+  born_.erase(impl);
+  shard->is_trained = parameter.parameter().requires_grad();
+  shard->slice.set_requires_grad(shard->is_trained);
+  by_tensor_[impl] = shard.get();
+  by_tensor_[shard->slice.unsafeGetTensorImpl()] = shard.get();
+  shards_.push_back(std::move(shard));
+}
+
+// What was not written is left as it is: it may have lost digits on its way to the module.
+void ShardKeeper::write_back(Unit& unit) {
+  const at::NoGradGuard no_grad;
+  for (const auto& parameter : unit.parameters()) {
+    auto& shard = shard_of(*parameter);
+    if (is_in_place(shard)) continue;
+    const auto& memory = parameter->memory();
+    const auto written =
+        memory.dim() == 0 && shard.slice.dim() == 0 ? memory : shard.rows_of(memory);
+    auto values = shard.slice.detach();
+    const auto before = values.to(written.scalar_type());
+    values.copy_(at::where(written == before, values, written.to(values.scalar_type())));
+  }
+}
+
+void ShardKeeper::restore() {
+  if (parts_ > 1) return;
+  for (const auto& shard : shards_) {
+    const auto values = shard->slice.detach().clone();
+    shard->parameter->restore(values.view(shard->sizes));
+  }
+}
+
+// ---- Whole --------------------------------------------------------------------------------------
+
+void ShardKeeper::gather(Unit& unit) {
+  const at::NoGradGuard no_grad;
+  Gathering gathering;
+  std::vector<at::Tensor> outputs;
+  for (const auto& parameter : unit.parameters()) {
+    const auto& shard = shard_of(*parameter);
+    if (is_in_place(shard)) continue;
+    parameter->allocate();
+    const auto& memory = parameter->memory();
+    if (parts_ == 1) {
+      flat(memory).copy_(flat(shard.padded));
+      continue;
+    }
+    if (memory.numel() == 0) continue;
+    gathering.inputs.push_back(flat(shard.padded).to(memory.scalar_type()));
+    if (memory.dim() > 0) {
+      outputs.push_back(flat(memory));
+    } else {
+      outputs.push_back(at::empty({parts_}, memory.options()));
+      gathering.copies.emplace_back(memory, outputs.back()[0]);
+    }
+  }
+  for (auto& [to, from] : by_dtype(outputs, gathering.inputs)) {
+    gathering.works.push_back(options_.sharers->allgather_into_tensor_coalesced(to, from));
+  }
+  gatherings_[unit.index()] = std::move(gathering);
+}
+
+void ShardKeeper::wait(Unit& unit) {
+  const auto found = gatherings_.find(unit.index());
+  if (found == gatherings_.end()) return;
+  const at::NoGradGuard no_grad;
+  for (const auto& work : found->second.works) work->wait();
+  for (const auto& [to, from] : found->second.copies) to.copy_(from);
+  gatherings_.erase(found);
+}
+
+void ShardKeeper::release(Unit& unit) {
+  for (const auto& parameter : unit.parameters()) {
+    if (!is_in_place(shard_of(*parameter))) parameter->release();
+  }
+}
+
+// ---- Gradients ----------------------------------------------------------------------------------
+
+void ShardKeeper::follow_flags() {
+  for (const auto& shard : shards_) {
+    const bool is_trained = shard->parameter->parameter().requires_grad();
+    if (is_trained == shard->is_trained) continue;
+    shard->is_trained = is_trained;
+    shard->slice.set_requires_grad(is_trained);
+  }
+}
+
+void ShardKeeper::reduce(Unit&, const std::vector<BackedParameter*>& arrived) {
+  const at::NoGradGuard no_grad;
+  std::vector<std::pair<Shard*, at::Tensor>> gradients;
+  for (auto* const parameter : arrived) {
+    auto& shard = shard_of(*parameter);
+    auto gradient = parameter->take_gradient();
+    if (shard.is_trained && !shard.slice.requires_grad()) continue;
+    if (shard.sum.defined()) {
+      gradient = shard.sum.add_(gradient);
+    } else if (!synchronizes_) {
+      gradient = gradient.to(shard.padded.scalar_type());
+    }
+    shard.sum = synchronizes_ ? at::Tensor() : gradient;
+    if (synchronizes_) gradients.emplace_back(&shard, gradient);
+  }
+  if (!gradients.empty()) start_reduction(gradients);
+}
+
+// What the last backward of a window did not use was summed in those before it.
+void ShardKeeper::backward_end() {
+  const at::NoGradGuard no_grad;
+  if (!synchronizes_) return;
+  std::vector<std::pair<Shard*, at::Tensor>> left;
+  for (const auto& shard : shards_) {
+    if (!shard->sum.defined()) continue;
+    left.emplace_back(shard.get(), std::exchange(shard->sum, at::Tensor()));
+  }
+  if (!left.empty()) start_reduction(left);
+  finish_reduction();
+}
+
+// All ranks' rows one after the other, as they lie in the gathered parameter.
+at::Tensor ShardKeeper::reduce_input(const Shard& shard, const at::Tensor& gradient) const {
+  const auto& memory = shard.parameter->memory();
+  if (parts_ == 1) return gradient.contiguous();
+  if (memory.dim() > 0 && lies_alike(gradient, memory)) return flat(gradient);
+  auto input = empty_rows(memory, shard.rows_each * parts_, gradient.scalar_type());
+  const auto rows = gradient.dim() == 0 ? 1 : gradient.size(0);
+  input.narrow(0, 0, rows).copy_(gradient);
+  input.narrow(0, rows, input.size(0) - rows).zero_();
+  return flat(input);
+}
+
+void ShardKeeper::start_reduction(const std::vector<std::pair<Shard*, at::Tensor>>& gradients) {
+  finish_reduction();
+  for (const auto& [shard, gradient] : gradients) {
+    reduction_.shards.push_back(shard);
+    reduction_.inputs.push_back(reduce_input(*shard, gradient));
+    if (parts_ > 1) {
+      reduction_.outputs.push_back(
+          empty_rows(shard->parameter->memory(), shard->rows_each, gradient.scalar_type()));
+    } else {
+      reduction_.outputs.push_back(reduction_.inputs.back());
+    }
+  }
+  Tensors outputs;
+  for (const auto& output : reduction_.outputs) outputs.push_back(flat(output));
+  if (parts_ > 1) {
+    c10d::ReduceScatterOptions options;
+    options.reduceOp =
+        is_nccl(options_.sharers, options_.device) ? c10d::ReduceOp::AVG : c10d::ReduceOp::SUM;
+    for (auto& [to, from] : by_dtype(outputs, reduction_.inputs)) {
+      reduction_.works.push_back(
+          options_.sharers->reduce_scatter_tensor_coalesced(to, from, options));
+    }
+  }
+  if (options_.replicas == nullptr) return;
+  for (const auto& work : reduction_.works) work->wait();
+  reduction_.works.clear();
+  c10d::AllreduceCoalescedOptions options;
+  options.reduceOp =
+      is_nccl(options_.replicas, options_.device) ? c10d::ReduceOp::AVG : c10d::ReduceOp::SUM;
+  for (auto& [tensors, same] : by_dtype(outputs, outputs)) {
+    reduction_.works.push_back(options_.replicas->allreduce_coalesced(tensors, options));
+  }
+}
+
+void ShardKeeper::finish_reduction() {
+  auto done = std::exchange(reduction_, Reduction());
+  for (const auto& work : done.works) work->wait();
+  int64_t ranks = 1;  // over which backends have summed
+  for (const auto& group : {options_.sharers, options_.replicas}) {
+    if (group != nullptr && !is_nccl(group, options_.device)) ranks *= group->getSize();
+  }
+  for (size_t i = 0; i < done.shards.size(); ++i) {
+    auto& slice = done.shards[i]->slice;
+    auto mean = done.outputs[i];
+    if (ranks > 1) mean.div_(ranks);
+    if (slice.dim() > 0) mean = mean.narrow(0, 0, slice.size(0));
+    mean = mean.to(slice.scalar_type());
+    auto& gradient = slice.mutable_grad();
+    if (gradient.defined()) {
+      gradient.add_(mean);
+    } else {
+      gradient = mean;
+    }
+  }
+}
+
+// ---- For the strategy ---------------------------------------------------------------------------
+
+bool ShardKeeper::writes() const {
+  return options_.replicas == nullptr || options_.replicas->getRank() == 0;
+}
+
+at::Tensor ShardKeeper::sum_over_sharers(const at::Tensor& value) const {
+  if (parts_ == 1) return value;
+  std::vector<at::Tensor> one{value.clone()};
+  options_.sharers->allreduce(one)->wait();
+  return one[0];
+}
+
+at::Tensor ShardKeeper::collect(const Shard& shard, const at::Tensor& rows) const {
+  const at::NoGradGuard no_grad;
+  if (parts_ == 1) return rows.detach();
+  const auto& memory = shard.parameter->memory();
+  auto own = empty_rows(memory, shard.rows_each, rows.scalar_type());
+  own.narrow(0, 0, shard.rows).copy_(rows);
+  if (shard.rows < shard.rows_each) own.narrow(0, shard.rows, shard.rows_each - shard.rows).zero_();
+  std::vector<at::Tensor> input{flat(own)};
+  std::vector<std::vector<at::Tensor>> outputs;
+  at::Tensor all;
+  if (part_ == 0) {
+    all = empty_rows(memory, shard.rows_each * parts_, rows.scalar_type());
+    outputs.emplace_back();
+    for (int64_t part = 0; part < parts_; ++part) {
+      outputs[0].push_back(flat(all).narrow(0, part * input[0].numel(), input[0].numel()));
+    }
+  }
+  if (input[0].numel() > 0) options_.sharers->gather(outputs, input)->wait();
+  if (part_ > 0) return {};
+  const auto count = shard.sizes.empty() ? 1 : shard.sizes[0];
+  return all.narrow(0, 0, count)
+      .to(at::kCPU, rows.scalar_type(), false, /*copy=*/true)
+      .view(shard.sizes);
+}
+
+}  // namespace lightning
