@@ -50,6 +50,7 @@ FlopCounts flops_of_example(Trainer& trainer, LightningModule& module) {
   const Scope modes = keep_modes(module);
   module.eval();
   const c10::AutoGradMode no_grad(false);
+  const Scope step = trainer.strategy().step_scope();
   const Scope context = trainer.precision().forward_context();
   return count_flops(module, [&] { module.predict_forward(batch); });
 }

@@ -13,6 +13,7 @@
 
 #include "lightning/checkpoint/checkpoint_file.h"
 #include "lightning/errors.h"
+#include "lightning/module.h"
 #include "lightning/param/activation_checkpoint.h"
 #include "lightning/param/deferred_init.h"
 #include "lightning/param/unit_plan.h"
@@ -285,6 +286,16 @@ class FSDPStrategy : public ParallelStrategy {
     for (const auto& item : module.named_parameters()) add(item.key(), item.value());
     for (const auto& item : module.named_buffers()) {
       if (add(item.key(), item.value())) buffers.insert(item.value().unsafeGetTensorImpl());
+    }
+    if (auto* const lightning_module = dynamic_cast<LightningModule*>(&module);
+        lightning_module != nullptr && deferred_ != nullptr) {
+      lightning_module->example_input_array.apply([&](const at::Tensor& input) {
+        if (input.defined() && deferred_->is_deferred(input)) {
+          tensors.push_back(input);
+          buffers.insert(input.unsafeGetTensorImpl());
+        }
+        return input;
+      });
     }
     if (tensors.empty()) return deferred_.reset();
     deferred_->materialize(tensors, [&](const at::Tensor& tensor, const at::Tensor& values) {
