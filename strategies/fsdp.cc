@@ -252,14 +252,8 @@ class FSDPStrategy : public ParallelStrategy {
     std::vector<int> sharers, replicas;
     for (int64_t i = 0; i < size; ++i) sharers.push_back(static_cast<int>(own * size + i));
     for (int64_t i = 0; i < groups; ++i) replicas.push_back(static_cast<int>(i * size + place));
-    static int64_t made = 0;  // by all ranks alike
-    const auto split = [&](const std::vector<int>& ranks, const std::string& name) {
-      return options.everyone->splitGroup(ranks, timeout_of(options_), std::nullopt,
-                                          str("lightning/fsdp", made, "/", name), std::nullopt);
-    };
-    if (size > 1) options.sharers = split(sharers, str("shards", own));
-    if (groups > 1) options.replicas = split(replicas, str("replicas", place));
-    ++made;
+    if (size > 1) options.sharers = world()->subgroup(sharers);
+    if (groups > 1) options.replicas = world()->subgroup(replicas);
   }
 
   void convert(torch::nn::Module& module) {

@@ -16,8 +16,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <future>
+#include <numeric>
 #include <stdexcept>
 #include <thread>
 
@@ -34,6 +37,9 @@ namespace {
 // Of the way to a world, which may be as long as a program takes to start. A rank that does not
 // come is found out about sooner.
 constexpr std::chrono::milliseconds kMeeting = std::chrono::minutes(30);
+
+// Of NCCL's end, which waits for that of the other ranks.
+constexpr std::chrono::seconds kShutdown(20);
 
 World* instance = nullptr;  // never deleted: what it holds is let go of by destroy()
 
@@ -123,18 +129,21 @@ World& World::join(const WorldOptions& options) {
   check(options.place);
   if (instance != nullptr) return *instance;
   auto* world = new World(options);
-  ::on_exit(
-      [](int status, void* joining) {
-        if (::getpid() != static_cast<World*>(joining)->process_) return;  // a fork of it ends
-        auto* watch = Watch::current();
-        if (watch != nullptr) watch->leave(status);
-        if (watch == nullptr) kill_local_ranks();
-        if (status == 0) static_cast<World*>(joining)->destroy();
-      },
-      world);
+  const auto at_exit = [](int status, void* joining) {
+    static_cast<World*>(joining)->leave(status);
+  };
+  ::on_exit(at_exit, world);
   share_processors(options.processes_per_node);
   world->meet();
-  world->create_group();
+  std::vector<int> everyone(static_cast<size_t>(options.place.world_size));
+  std::iota(everyone.begin(), everyone.end(), 0);
+  world->group_ = world->subgroup(everyone);
+  if (world->backend_ == "nccl") {
+    // Opens the connections, and says early where there are none.
+    world->reduce(at::ones({1}, options.device), ReduceOp::kSum).item();
+  }
+  // Once more: what was registered last runs first, and NCCL cannot be shut down after CUDA has been.
+  ::on_exit(at_exit, world);
   instance = world;
   info(str("Distributed: ", options.place.world_size, " processes on ", options.num_nodes,
            options.num_nodes == 1 ? " node, " : " nodes, ", world->backend_, "."));
@@ -190,45 +199,78 @@ void World::meet() {
   }
 }
 
-void World::create_group() {
+const c10::intrusive_ptr<c10d::ProcessGroup>& World::subgroup(const std::vector<int>& ranks) {
+  auto& group = groups_[ranks];
+  if (group == nullptr) group = make_group(ranks);
+  return group;
+}
+
+c10::intrusive_ptr<c10d::ProcessGroup> World::make_group(const std::vector<int>& ranks) {
   using c10d::ProcessGroup;
-  const auto rank = static_cast<int>(options_.place.global_rank);
-  const auto size = static_cast<int>(options_.place.world_size);
-  const auto below = [this](const char* name) {
-    return c10::make_intrusive<c10d::PrefixStore>(name, store_);
+  const auto name = str("lightning ", c10::ArrayRef<int>(ranks));
+  const auto own = static_cast<int>(options_.place.global_rank);
+  const auto rank = static_cast<int>(std::find(ranks.begin(), ranks.end(), own) - ranks.begin());
+  const auto size = static_cast<int>(ranks.size());
+  const auto below = [&](const char* part) {
+    return c10::make_intrusive<c10d::PrefixStore>(name + "/" + part, store_);
   };
-  group_ = c10::make_intrusive<ProcessGroup>(below("group"), rank, size);
+  auto group = c10::make_intrusive<ProcessGroup>(below("group"), rank, size);
 
   auto gloo = c10d::ProcessGroupGloo::Options::create(std::max(kMeeting, options_.timeout));
+  // Two threads would write the name of the last collective at the same time (LibTorch 2.11), which
+  // for one that is longer than a small string corrupts the heap.
+  gloo->threads = 1;
   const auto interface = environment_variable("GLOO_SOCKET_IFNAME");
   gloo->devices.push_back(interface ? c10d::ProcessGroupGloo::createDeviceForInterface(*interface)
                                     : c10d::ProcessGroupGloo::createDeviceForHostname(address_));
+  gloo->global_ranks_in_group.assign(ranks.begin(), ranks.end());
   const auto over_gloo =
       c10::make_intrusive<c10d::ProcessGroupGloo>(below("gloo"), rank, size, gloo);
   over_gloo->setTimeout(options_.timeout);
-  group_->setBackend(c10::kCPU, ProcessGroup::BackendType::GLOO, over_gloo);
-  group_->setDefaultBackend(ProcessGroup::BackendType::GLOO);
+  group->setBackend(c10::kCPU, ProcessGroup::BackendType::GLOO, over_gloo);
+  group->setDefaultBackend(ProcessGroup::BackendType::GLOO);
   if (options_.device.is_cuda() && backend_ == "gloo") {
-    group_->setBackend(c10::kCUDA, ProcessGroup::BackendType::GLOO, over_gloo);
+    group->setBackend(c10::kCUDA, ProcessGroup::BackendType::GLOO, over_gloo);
   }
 #ifdef USE_C10D_NCCL
   if (backend_ == "nccl") {
     auto nccl = c10d::ProcessGroupNCCL::Options::create();
     nccl->timeout = options_.timeout;
-    group_->setBackend(
-        c10::kCUDA, ProcessGroup::BackendType::NCCL,
-        c10::make_intrusive<c10d::ProcessGroupNCCL>(below("nccl"), rank, size, nccl));
-    group_->setDefaultBackend(ProcessGroup::BackendType::NCCL);
-    group_->setBoundDeviceId(options_.device);
+    nccl->global_ranks_in_group.assign(ranks.begin(), ranks.end());
+    group->setBackend(c10::kCUDA, ProcessGroup::BackendType::NCCL,
+                      c10::make_intrusive<c10d::ProcessGroupNCCL>(below("nccl"), rank, size, nccl));
+    group->setDefaultBackend(ProcessGroup::BackendType::NCCL);
+    group->setBoundDeviceId(options_.device);
   }
 #endif
-  group_->setGroupName("lightning");
+  group->setGroupName(name);
+  return group;
+}
+
+void World::leave(int status) {
+  if (::getpid() != process_ || std::exchange(left_, true)) return;  // a fork of it ends
+  auto* watch = Watch::current();
+  if (watch != nullptr) watch->leave(status);
+  if (watch == nullptr) kill_local_ranks();
+  if (status == 0) destroy();
 }
 
 void World::destroy() {
-  if (group_ != nullptr && backend_ == "nccl") group_->shutdown();
-  group_.reset();
-  store_.reset();
+  std::promise<void> done;
+  std::thread shutdown([&] {
+    group_.reset();
+    for (const auto& [ranks, group] : groups_) {
+      if (backend_ == "nccl") group->shutdown();
+    }
+    groups_.clear();
+    store_.reset();
+    done.set_value();
+  });
+  if (done.get_future().wait_for(kShutdown) == std::future_status::ready) return shutdown.join();
+  warn(str("Rank ", global_rank(), " could not shut its process group down in ", kShutdown.count(),
+           " s; the program ends without."));
+  std::fflush(nullptr);
+  ::_exit(0);
 }
 
 // ---- Collectives --------------------------------------------------------------------------------

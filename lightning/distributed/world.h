@@ -11,6 +11,7 @@
 #include <c10/util/intrusive_ptr.h>
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -54,6 +55,9 @@ class World : public Collectives {
   bool uses_gloo() const { return backend_ == "gloo"; }
 
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return group_; }
+  // Of these ranks, which are sorted and have this one among them; each of them calls it. A second
+  // call gives the same group.
+  const c10::intrusive_ptr<c10d::ProcessGroup>& subgroup(const std::vector<int>& ranks);
 
   at::Tensor reduce(const at::Tensor& tensor, ReduceOp op) override;
   at::Tensor all_gather(const at::Tensor& tensor) override;
@@ -73,17 +77,20 @@ class World : public Collectives {
   ~World() override;
 
   void meet();
-  void create_group();
+  c10::intrusive_ptr<c10d::ProcessGroup> make_group(const std::vector<int>& ranks);
   void wait_for_key(const std::string& key);
+  void leave(int status);
   void destroy();
 
   WorldOptions options_;
   std::string backend_;
   c10::intrusive_ptr<c10d::Store> store_;
-  c10::intrusive_ptr<c10d::ProcessGroup> group_;
-  std::string address_;  // of this host
+  std::map<std::vector<int>, c10::intrusive_ptr<c10d::ProcessGroup>> groups_;  // by their ranks
+  c10::intrusive_ptr<c10d::ProcessGroup> group_;                               // of all
+  std::string address_;                                                        // of this host
   int64_t waits_ = 0;
   int process_;
+  bool left_ = false;
 };
 
 }  // namespace lightning

@@ -199,7 +199,13 @@ void Units::release(Unit& unit) {
   unit.set_asleep(false);
   unit.used_ = false;
   if (unit.state_ == Unit::State::kReleased) return;
-  if (unit.state_ == Unit::State::kGathering) keeper_->wait(unit);
+  if (unit.state_ == Unit::State::kGathering) {
+    try {
+      keeper_->wait(unit);
+    } catch (const std::exception&) {
+      // Nobody reads it, and the next collective says what is wrong with the others.
+    }
+  }
   keeper_->release(unit);
   unit.state_ = Unit::State::kReleased;
 }

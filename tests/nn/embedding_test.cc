@@ -65,7 +65,7 @@ TEST_CASE("embed says that rows are longer than there are positions", "[nn]") {
                     Contains("7 tokens") && Contains("6 positions"));
 }
 
-TEST_CASE("embed on a GPU gives what ATen gives, bit for bit", "[nn][gpu]") {
+TEST_CASE("embed on a GPU gives what ATen gives", "[nn][gpu]") {
   if (!torch::cuda::is_available()) {
     WARN("needs a GPU");
     return;
@@ -88,8 +88,41 @@ TEST_CASE("embed on a GPU gives what ATen gives, bit for bit", "[nn][gpu]") {
       results_of([&](const at::Tensor& x) { return plain(copies, x); }, copies, tokens, gradient);
   for (const auto& [name, value] : expected) {
     CAPTURE(dtype, vocabulary, width, name, relative_error(got.at(name), value));
-    // The sum over the batch is one operator in both, but not over the same shape.
-    CHECK(relative_error(got.at(name), value) <= (name == "position" ? 1e-2 : 0.0));
+    // Sums in another order.
+    const double rounding = dtype == at::kFloat ? 1e-6 : 3e-3;
+    const double allowed = name == "output" ? 0 : name == "position" ? 1e-2 : rounding;
+    CHECK(relative_error(got.at(name), value) <= allowed);
     CHECK(got.at(name).scalar_type() == dtype);
   }
+}
+
+TEST_CASE("on a GPU embed sums the rows of tokens that come often, the same bits each time",
+          "[nn][gpu]") {
+  if (!torch::cuda::is_available()) {
+    WARN("needs a GPU");
+    return;
+  }
+  torch::manual_seed(2);
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
+  const auto [vocabulary, batch, time, width] = GENERATE(table<int64_t, int64_t, int64_t, int64_t>(
+      {{1, 4, 1000, 64}, {2, 1, 33, 5}, {3, 2, 32, 768}, {40, 7, 100, 1030}, {500, 8, 512, 24}}));
+  const auto options = at::TensorOptions().dtype(dtype).device(torch::kCUDA);
+  const auto p = weights(vocabulary, time, width, options);
+  // Few of the vocabulary come often: its squares.
+  const auto tokens = (torch::rand({batch, time}, torch::kCUDA).pow(2) * vocabulary)
+                          .to(at::kLong)
+                          .clamp_max(vocabulary - 1);
+  const auto gradient = torch::randn({batch, time, width}, torch::kCUDA).to(dtype);
+  const auto run = [&] {
+    return results_of(
+        [&](const at::Tensor& x) { return nn::embed(x, p.at("token"), p.at("position")); }, p,
+        tokens, gradient);
+  };
+  const auto got = run();
+  CAPTURE(dtype, vocabulary, batch, time, width);
+  const auto exact =
+      at::zeros({vocabulary, width}, options.dtype(at::kDouble))
+          .index_add(0, tokens.flatten(), gradient.to(at::kDouble).view({-1, width}));
+  CHECK(relative_error(got.at("token"), exact) <= (dtype == at::kFloat ? 1e-6 : 3e-3));
+  CHECK(at::equal(run().at("token"), got.at("token")));
 }

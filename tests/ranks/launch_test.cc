@@ -8,11 +8,13 @@
 #include <fstream>
 #include <iostream>
 #include <thread>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "lightning.h"
 #include "lightning/distributed/last_words.h"
 #include "lightning/distributed/rank_zero.h"
+#include "lightning/distributed/world.h"
 #include "strategies/ddp.h"
 #include "tests/support/boring.h"
 #include "tests/support/ranks.h"
@@ -78,6 +80,41 @@ TEST_CASE("a program starts the other ranks of its node itself", "[ranks]") {
   CHECK(ended.still_running == 0);
   CHECK(noted(ranks, "rank0") == "0 0 2 1 2");
   CHECK(noted(ranks, "rank1") == "1 1 2 0 2");
+}
+
+TEST_CASE("program: has many collectives under way", "[.program]") {
+  Trainer trainer(options().limit_train_batches(1).limit_val_batches(0));
+  auto module = std::make_shared<BoringModule>();
+  module->before_training_step = [&](BoringModule&, int64_t) {
+    const auto& group = World::current()->group();
+    const auto ranks = World::current()->world_size();
+    for (int64_t round = 0; round < 500; ++round) {
+      std::vector<at::Tensor> gathered;
+      std::vector<c10::intrusive_ptr<c10d::Work>> works;
+      for (int64_t i = 0; i < 8; ++i) {
+        std::vector<at::Tensor> from{at::full({3}, trainer.global_rank() + 10 * i, at::kFloat)};
+        std::vector<at::Tensor> to{at::empty({3 * ranks})};
+        works.push_back(group->allgather_into_tensor_coalesced(to, from));
+        gathered.push_back(to[0]);
+      }
+      for (const auto& work : works) work->wait();
+      for (int64_t i = 0; i < 8; ++i) {
+        const auto expected = at::arange(ranks).repeat_interleave(3) + 10 * i;
+        REQUIRE(at::equal(gathered[static_cast<size_t>(i)], expected.to(at::kFloat)));
+      }
+    }
+    note(str("rank", trainer.global_rank()), "all gathered");
+  };
+  trainer.fit(module);
+}
+
+TEST_CASE("collectives that are under way together do not disturb each other", "[ranks]") {
+  Ranks ranks;
+  const auto ended = ranks.run("program: has many collectives under way",
+                               {{"DEVICES", "4"}, {"OMP_NUM_THREADS", ""}});
+  INFO(ended.output);
+  CHECK(ended.status == 0);
+  CHECK(noted(ranks, "rank3") == "all gathered");
 }
 
 // What WHO does in its second step: see below.

@@ -47,6 +47,16 @@ std::string Ranks::variable(const std::string& name) {
   return text != nullptr ? text : "";
 }
 
+std::string Ranks::accelerator() {
+  const auto given = variable("LIGHTNING_TEST_ACCELERATOR");
+  return given.empty() ? "cpu" : given;
+}
+
+std::vector<int64_t> Ranks::counts() {
+  if (on_cpu()) return {2, 4};
+  return {2};
+}
+
 Ended Ranks::run(const std::string& test_case, const Variables& variables,
                  const std::vector<std::string>& launcher, const std::function<void()>& meanwhile,
                  std::chrono::seconds deadline) {

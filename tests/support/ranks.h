@@ -45,6 +45,12 @@ class Ranks {
   static std::string folder();
   static std::string variable(const std::string& name);
 
+  // "cpu", or what LIGHTNING_TEST_ACCELERATOR says: "gpu" on a machine with two runs over NCCL.
+  static std::string accelerator();
+  static bool on_cpu() { return accelerator() == "cpu"; }
+  // How many ranks to try.
+  static std::vector<int64_t> counts();
+
  private:
   TempDir dir_;
 };
