@@ -726,6 +726,11 @@ std::string Watch::own_address() {
   return impl_->address;
 }
 
+bool Watch::is_in_run() const {
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  return impl_->runs > 0;
+}
+
 bool Watch::trains() const { return impl_->training; }
 
 Stop Watch::stop_here(Stop asked) {

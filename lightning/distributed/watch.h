@@ -42,6 +42,7 @@ class Watch {
   // Errors: std::runtime_error where one has ended its program already.
   Scope in_run(bool trains);
 
+  bool is_in_run() const;
   bool trains() const;
   // At a place to which all ranks come equally often: whether they stop here, because one of them
   // was asked to. A rank that is asked goes on until all have agreed where: no message is sent and

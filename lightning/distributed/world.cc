@@ -41,7 +41,7 @@ constexpr std::chrono::milliseconds kMeeting = std::chrono::minutes(30);
 // Of NCCL's end, which waits for that of the other ranks.
 constexpr std::chrono::seconds kShutdown(20);
 
-World* instance = nullptr;  // never deleted: what it holds is let go of by destroy()
+World* instance = nullptr;  // never deleted: what it holds is let go of by leave()
 
 std::string first_line(const std::exception& error) {
   const auto* ours = dynamic_cast<const c10::Error*>(&error);
@@ -142,7 +142,8 @@ World& World::join(const WorldOptions& options) {
     // Opens the connections, and says early where there are none.
     world->reduce(at::ones({1}, options.device), ReduceOp::kSum).item();
   }
-  // Once more: what was registered last runs first, and NCCL cannot be shut down after CUDA has been.
+  // Once more: what was registered last runs first, and NCCL cannot be shut down after CUDA has
+  // been.
   ::on_exit(at_exit, world);
   instance = world;
   info(str("Distributed: ", options.place.world_size, " processes on ", options.num_nodes,
@@ -250,12 +251,14 @@ c10::intrusive_ptr<c10d::ProcessGroup> World::make_group(const std::vector<int>&
 void World::leave(int status) {
   if (::getpid() != process_ || std::exchange(left_, true)) return;  // a fork of it ends
   auto* watch = Watch::current();
+  // Before rank 0 waits for the end of the processes that it started: NCCL's end needs them all.
+  if (status == 0 && (watch == nullptr || !watch->is_in_run())) shut_down();
   if (watch != nullptr) watch->leave(status);
   if (watch == nullptr) kill_local_ranks();
-  if (status == 0) destroy();
+  if (status == 0) store_.reset();
 }
 
-void World::destroy() {
+void World::shut_down() {
   std::promise<void> done;
   std::thread shutdown([&] {
     group_.reset();
@@ -263,7 +266,6 @@ void World::destroy() {
       if (backend_ == "nccl") group->shutdown();
     }
     groups_.clear();
-    store_.reset();
     done.set_value();
   });
   if (done.get_future().wait_for(kShutdown) == std::future_status::ready) return shutdown.join();

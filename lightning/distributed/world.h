@@ -80,7 +80,7 @@ class World : public Collectives {
   c10::intrusive_ptr<c10d::ProcessGroup> make_group(const std::vector<int>& ranks);
   void wait_for_key(const std::string& key);
   void leave(int status);
-  void destroy();
+  void shut_down();
 
   WorldOptions options_;
   std::string backend_;
