@@ -1,11 +1,13 @@
 """Runs the GPU benchmarks, each next to its Python peer, and prints one table of them all.
 
-    benchmarks/gpu.py [--programs FOLDER] [--only gpt2,small,overhead,curves,llama,ddp] [--tiny]
+    benchmarks/gpu.py [--programs FOLDER] [--tiny]
+                      [--only gpt2,small,overhead,curves,llama,ddp,fsdp]
 
-FOLDER holds the programs gpt2 and llama, by default where Bazel leaves them; the peers run under
-the Python that runs this, whose LibTorch the programs use too. A program that fails or that takes
-too long is reported, and the rest goes on. --tiny runs everything in small on the CPU: the numbers
-mean nothing, but it shows that all of it works.
+FOLDER holds the programs gpt2, llama and fsdp, by default where Bazel leaves them; the peers run
+under the Python that runs this, whose LibTorch the programs use too. ddp and fsdp need two GPUs. A
+program that fails or that takes too long is reported, and the rest goes on. --tiny runs everything
+in small on the CPU: the numbers mean nothing, but it shows that all of it works. Checkpoints are
+saved to the disk of --disk.
 """
 
 import argparse
@@ -33,31 +35,42 @@ SIZES = {
               "--steps 200",
     "llama": "--layers 16 --width 2048 --heads 32 --kv_heads 8 --hidden 8192 --vocabulary 128256 "
              "--context 2048 --batch 8 --warmup 8 --steps 10 --windows 2",
+    "fsdp": "--layers 24 --width 2048 --heads 16 --vocabulary 50304 --context 2048 --batch 8 "
+            "--devices 2 --warmup 5 --steps 8 --windows 2",
 }
 TINY = {
     "curves": "--layers 2 --width 64 --heads 4 --vocabulary 64 --context 32 --batch 4 --steps 20",
     "llama": "--layers 2 --width 64 --heads 4 --kv_heads 2 --hidden 128 --vocabulary 256 "
              "--context 32 --batch 4 --warmup 2 --steps 3 --windows 2",
+    "fsdp": "--layers 3 --width 64 --heads 4 --vocabulary 256 --context 32 --batch 4 --devices 2 "
+            "--warmup 2 --steps 3 --windows 2",
 }
 TINY["gpt2"] = TINY["small"] = ("--layers 2 --width 64 --heads 4 --vocabulary 256 --context 32 "
                                 "--batch 4 --warmup 2 --steps 3 --windows 2")
 
 
 class Run:
-    """A program or, if its name ends in .py, a peer. It gives a result for each of `variants`."""
+    """A program or, if its name ends in .py, a peer. It gives a result for each of `variants`, and
+    one more for the checkpoint that it saves to the disk if it `saves`."""
 
-    def __init__(self, part, program, variants, sizes=None, limit_s=60):
+    def __init__(self, part, program, variants, sizes=None, limit_s=60, more="", saves=False):
         self.part, self.program, self.variants = part, program, variants
-        self.sizes, self.limit_s = sizes or part, limit_s
+        self.sizes, self.limit_s, self.more, self.saves = sizes or part, limit_s, more, saves
 
     @property
     def is_peer(self):
         return self.program.endswith(".py")
 
-    def commands(self, programs, results, folder, tiny):
+    @property
+    def results(self):
+        return len(set(self.variants)) + (1 if self.saves else 0)
+
+    def commands(self, programs, results, folder, disk, tiny):
         """What each does, and the command."""
-        common = (TINY if tiny else SIZES)[self.sizes].split()
+        common = (TINY if tiny else SIZES)[self.sizes].split() + self.more.split()
         common += ["--name", self.part, "--results", results, "--folder", folder]
+        if self.saves:
+            common += ["--checkpoint", disk]
         if tiny:
             common += ["--accelerator", "cpu"]
         variants = [v for v in self.variants
@@ -86,9 +99,16 @@ RUNS = [
     Run("overhead", "gpt2.py", ["trainer", "bare"] * 2, sizes="small", limit_s=90),
     Run("llama", "llama", ["nn"], limit_s=80),
     Run("llama", "llama.py", ["compile"], limit_s=150),
+    # A peer of its own for each, as its peak of memory is the process's.
+    Run("fsdp", "fsdp", ["nn-true"], limit_s=100, more="--overlap 3 --recompute 8", saves=True),
+    Run("fsdp", "fsdp.py", ["true"], limit_s=120, saves=True),
+    Run("fsdp", "fsdp", ["nn-mixed", "nn-checkpointing"], more="--overlap 3"),
+    Run("fsdp", "fsdp.py", ["mixed"], limit_s=80),
+    Run("fsdp", "fsdp.py", ["checkpointing"], limit_s=80),
+    Run("fsdp", "fsdp", ["plain-true", "plain-mixed", "plain-checkpointing"], more="--overlap 3"),
     Run("ddp", "gpt2", ["nn", "ddp"], sizes="gpt2"),
 ]
-NEEDS_TWO = {"ddp"}  # GPUs
+NEEDS_TWO = {"ddp", "fsdp"}  # GPUs
 
 
 def quotient(over, under, key="ms"):
@@ -100,6 +120,22 @@ def overhead(r):
     peer = r["peer:overhead_trainer"]["ms"] - r["peer:overhead_bare"]["ms"]
     # An overhead below what can be measured counts as a microsecond.
     return peer / max(ours, 1e-3)
+
+
+def fsdp_goals():
+    for case, name in (("true", "bf16-true"), ("mixed", "bf16-mixed"),
+                       ("checkpointing", "checkpointing")):
+        peer, fast, plain = f"peer:fsdp_{case}", f"ours:fsdp_nn-{case}", f"ours:fsdp_plain-{case}"
+        yield (f"GPT 1.3 B, FSDP, {name}: times Lightning", quotient(peer, fast), 1.15, 1.3)
+        yield (f"< GPT 1.3 B, FSDP, {name}: peak as a part of it",
+               quotient(fast, peer, "highest_peak_gb"), 0.9, 0.75)
+        yield (f"GPT 1.3 B, FSDP, {name}: collectives hidden",
+               lambda r, fast=fast: r[fast]["hidden"], 0.8, 0.9)
+        yield (f"GPT 1.3 B, FSDP, {name}, torch::nn: times Lightning", quotient(peer, plain),
+               1.0, 1.05)
+        yield (f"< GPT 1.3 B, FSDP, {name}: last loss beside it",
+               lambda r, fast=fast, peer=peer: abs(
+                   r[fast]["last_loss"] / r[peer]["last_loss"] - 1), 0.05, 0.02)
 
 
 # What it is, how it comes of the results, the least it should be and what is aimed at; for those
@@ -127,6 +163,11 @@ GOALS = [
      1.05, 1.15),
     ("GPT-2 124M, DDP on two GPUs: part of twice one's", quotient("ours:ddp_nn", "ours:ddp_ddp"),
      0.97, 0.99),
+    *fsdp_goals(),
+    ("GPT 1.3 B, sharded save: times as fast as Lightning's",
+     quotient("peer:fsdp_save", "ours:fsdp_save", "save_s"), 3.0, 5.0),
+    ("GPT 1.3 B, sharded load: times as fast as Lightning's",
+     quotient("peer:fsdp_save", "ours:fsdp_save", "load_s"), 3.0, 5.0),
     ("< loss curve: most that 200 steps differ from autocast's",
      lambda r: r["ours:curves_curves"]["max_difference"], 0.01, 0.007),
     ("< loss curve, 16-bit residual",
@@ -193,7 +234,7 @@ def last_lines(text, count=25):
     return "\n".join("    " + line for line in [line for line in lines if line.strip()][-count:])
 
 
-def measure(only, programs, tiny, budget_s):
+def measure(only, programs, tiny, budget_s, disk):
     """Results by name: "ours:gpt2_nn", "peer:gpt2_eager"."""
     found, variables = {}, environment(tiny)
     end = time.monotonic() + budget_s
@@ -203,8 +244,9 @@ def measure(only, programs, tiny, budget_s):
             continue
         side = "peer" if each.is_peer else "ours"
         folder = tempfile.mkdtemp(dir=shared_memory)
+        on_disk = tempfile.mkdtemp(dir=disk)
         results = os.path.join(folder, "results.jsonl")
-        for what, command in each.commands(programs, results, folder, tiny):
+        for what, command in each.commands(programs, results, folder, on_disk, tiny):
             left = end - time.monotonic()
             if left < 5:
                 print(f"{side}: {what}: no time left", flush=True)
@@ -222,9 +264,10 @@ def measure(only, programs, tiny, budget_s):
                     result = json.loads(line)
                     name = f"{side}:{result['name']}"
                     # Of one that was measured twice the faster counts.
-                    if name not in found or result["ms"] < found[name]["ms"]:
+                    if name not in found or result.get("ms", 0) < found[name].get("ms", 0):
                         found[name] = result
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(on_disk, ignore_errors=True)
     return found
 
 
@@ -234,12 +277,14 @@ def cell(result, key, form):
 
 
 def show(found):
-    print(f"\n{'':34}{'ms':>9}{'tokens/s':>12}{'MFU':>7}{'peak GB':>9}{'J/step':>8}")
+    print(f"\n{'':34}{'ms':>9}{'tokens/s':>12}{'MFU':>7}{'peak GB':>9}{'J/step':>8}"
+          f"{'loss':>8}{'hidden':>8}")
     for name, result in found.items():
         if "ms" in result:
             print(f"{name:34}{cell(result, 'ms', '9.3f'):>9}"
                   f"{cell(result, 'tokens_s', ',.0f'):>12}{cell(result, 'mfu', '.3f'):>7}"
-                  f"{cell(result, 'peak_gb', '.2f'):>9}{cell(result, 'joules', '.2f'):>8}")
+                  f"{cell(result, 'peak_gb', '.2f'):>9}{cell(result, 'joules', '.2f'):>8}"
+                  f"{cell(result, 'last_loss', '.3f'):>8}{cell(result, 'hidden', '.3f'):>8}")
         else:
             print(name, " ".join(f"{k}={v:.5g}" for k, v in result.items() if k != "name"))
     print(f"\n{'':58}{'measured':>9}{'at least':>9}{'aim':>7}")
@@ -262,6 +307,7 @@ def main():
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--budget", type=float, default=350.0, metavar="SECONDS")
     parser.add_argument("--json", help="a file for the results")
+    parser.add_argument("--disk", metavar="FOLDER", help="by default that for temporary files")
     arguments = parser.parse_args()
     only = [part for part in arguments.only.split(",") if part]
     unknown = set(only) - {each.part for each in RUNS}
@@ -271,13 +317,14 @@ def main():
     if not only:
         only = [each.part for each in RUNS
                 if arguments.tiny or gpus() > 1 or each.part not in NEEDS_TWO]
-    found = measure(only, os.path.abspath(arguments.programs), arguments.tiny, arguments.budget)
+    found = measure(only, os.path.abspath(arguments.programs), arguments.tiny, arguments.budget,
+                    arguments.disk)
     show(found)
     if arguments.json:
         with open(arguments.json, "w") as out:
             json.dump(found, out, indent=1)
     # A program without a result has failed.
-    wanted = sum(len(set(each.variants)) for each in RUNS if not only or each.part in only)
+    wanted = sum(each.results for each in RUNS if not only or each.part in only)
     sys.exit(1 if len(found) < wanted and not arguments.tiny else 0)
 
 

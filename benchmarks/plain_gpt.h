@@ -11,6 +11,24 @@
 
 namespace benchmark {
 
+// GPT-2's: 0.02, and less by the number of additions for what is added to the residual stream.
+inline void initialize(torch::nn::Module& net, int64_t layers) {
+  const torch::NoGradGuard no_grad;
+  const double added = 0.02 / std::sqrt(2.0 * static_cast<double>(layers));
+  for (auto& item : net.named_parameters()) {
+    const auto ends_with = [&](const std::string& end) {
+      return item.key().size() >= end.size() &&
+             item.key().compare(item.key().size() - end.size(), end.size(), end) == 0;
+    };
+    if (item.value().dim() == 2) {
+      const bool is_added = ends_with("proj.weight") || ends_with("fc2.weight");
+      item.value().normal_(0.0, is_added ? added : 0.02);
+    } else if (ends_with("bias")) {
+      item.value().zero_();
+    }
+  }
+}
+
 struct PlainAttentionImpl : torch::nn::Module {
   PlainAttentionImpl(int64_t width, int64_t heads) : heads(heads) {
     qkv = register_module("qkv", torch::nn::Linear(width, 3 * width));
@@ -74,22 +92,7 @@ struct PlainGPTImpl : torch::nn::Module {
     register_module("blocks", blocks);
     norm =
         register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({o.features()})));
-    initialize(static_cast<double>(o.layers()));
-  }
-  void initialize(double layers) {
-    const torch::NoGradGuard no_grad;
-    for (auto& item : named_parameters()) {
-      const auto ends_with = [&](const std::string& end) {
-        return item.key().size() >= end.size() &&
-               item.key().compare(item.key().size() - end.size(), end.size(), end) == 0;
-      };
-      const bool is_added = ends_with("proj.weight") || ends_with("fc2.weight");
-      if (item.value().dim() == 2) {
-        item.value().normal_(0.0, is_added ? 0.02 / std::sqrt(2 * layers) : 0.02);
-      } else if (ends_with("bias")) {
-        item.value().zero_();
-      }
-    }
+    initialize(*this, o.layers());
   }
   at::Tensor loss(const at::Tensor& x, const at::Tensor& y) {
     const auto places = torch::arange(x.size(1), x.options());

@@ -2,13 +2,11 @@
 
 #include <c10/core/CachingDeviceAllocator.h>
 #include <dlfcn.h>
-#include <torch/csrc/autograd/profiler_kineto.h>
 #include <torch/cuda.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
-#include <set>
 #include <sstream>
 #include <unordered_set>
 
@@ -76,7 +74,11 @@ StepWindow::StepWindow(const Arguments& arguments)
     : warmup_(arguments.number("warmup", 20)),
       steps_(arguments.number("steps", 30)),
       windows_(arguments.number("windows", 2)),
-      profiles_(arguments.number("profile", 0) != 0) {}
+      overlap_steps_(arguments.number("overlap", 0)),
+      prints_(arguments.number("profile", 0) != 0),
+      traced_(overlap_steps_ > 0 ? overlap_steps_
+              : prints_          ? steps_
+                                 : 0) {}
 
 void StepWindow::on_train_batch_end(lightning::Trainer& trainer, lightning::LightningModule& module,
                                     const lightning::StepOutput&, const lightning::Batch&,
@@ -87,35 +89,32 @@ void StepWindow::on_train_batch_end(lightning::Trainer& trainer, lightning::Ligh
 
 void StepWindow::count(c10::Device device) {
   ++done_;
-  if (done_ < warmup_ || (done_ - warmup_) % steps_ != 0) return;
-  if (device.is_cuda()) torch::cuda::synchronize(device.index());
-  times_.push_back(Clock::now());
-  joules_.push_back(gpu_joules());
-  peak_bytes_ = peak_bytes(device);
-  if (profiles_) profile();
+  const auto timed = warmup_ + steps_ * windows_;
+  if (done_ >= warmup_ && done_ <= timed && (done_ - warmup_) % steps_ == 0) {
+    if (device.is_cuda()) torch::cuda::synchronize(device.index());
+    times_.push_back(Clock::now());
+    joules_.push_back(gpu_joules());
+    peak_bytes_ = peak_bytes(device);
+  }
+  trace(device);
 }
 
-// The last window runs under the profiler, which makes it slower.
-void StepWindow::profile() {
-  namespace profiler = torch::autograd::profiler;
-  const std::set<torch::profiler::impl::ActivityType> gpu{
-      torch::profiler::impl::ActivityType::CUDA};
-  const profiler::ProfilerConfig config(profiler::ProfilerState::KINETO);
-  if (done_ == total() - steps_) {
-    profiler::prepareProfiler(config, gpu);
-    profiler::enableProfiler(config, gpu);
-  } else if (done_ == total()) {
-    const auto result = profiler::disableProfiler();
-    for (const auto& event : result->events()) {
-      if (event.deviceType() != c10::DeviceType::CUDA) continue;
-      auto& [milliseconds, calls] = kernels_[event.name()];
-      milliseconds += static_cast<double>(event.durationNs()) / 1e6 / static_cast<double>(steps_);
-      ++calls;
-    }
+void StepWindow::trace(c10::Device device) {
+  if (traced_ == 0) return;
+  if (done_ == total() - traced_) start_trace(device);
+  if (done_ != total()) return;
+  const auto kernels = stop_trace(device);
+  overlap_ = overlap_of(kernels);
+  for (const auto& kernel : kernels) {
+    auto& [milliseconds, calls] = kernels_[kernel.name];
+    milliseconds +=
+        static_cast<double>(kernel.end_ns - kernel.begin_ns) / 1e6 / static_cast<double>(traced_);
+    ++calls;
   }
 }
 
 void StepWindow::print_profile() const {
+  if (!prints_) return;
   std::vector<std::pair<double, std::string>> sorted;
   double all = 0;
   for (const auto& [name, of] : kernels_) {
@@ -126,7 +125,7 @@ void StepWindow::print_profile() const {
   if (!sorted.empty()) std::printf("%8.3f ms a step in kernels\n", all);
   for (const auto& [milliseconds, name] : sorted) {
     std::printf("%8.3f ms %6.1f calls  %.150s\n", milliseconds,
-                static_cast<double>(kernels_.at(name).second) / static_cast<double>(steps_),
+                static_cast<double>(kernels_.at(name).second) / static_cast<double>(traced_),
                 name.c_str());
   }
 }
@@ -178,20 +177,23 @@ lightning::TrainerOptions trainer_options(const Arguments& arguments,
 }
 
 void report(const Arguments& arguments, const std::string& name, const StepWindow& window,
-            int64_t tokens, double flops_per_token) {
+            int64_t tokens, double flops_per_token, const Values& more) {
   const double per_second = static_cast<double>(tokens) / window.milliseconds() * 1e3;
-  std::vector<std::pair<std::string, double>> values = {
-      {"ms", window.milliseconds()},
-      {"tokens_s", per_second},
-      {"mfu", flops_per_token * per_second / kPeakFlops},
-      {"peak_gb", window.peak_gigabytes()}};
+  Values values = {{"ms", window.milliseconds()},
+                   {"tokens_s", per_second},
+                   {"mfu", flops_per_token * per_second / kPeakFlops},
+                   {"peak_gb", window.peak_gigabytes()}};
   if (const auto joules = window.joules()) values.emplace_back("joules", *joules);
+  if (const auto& overlap = window.overlap()) {
+    values.emplace_back("collectives_ms", overlap->collectives_ms);
+    values.emplace_back("hidden", overlap->share());
+  }
+  values.insert(values.end(), more.begin(), more.end());
   report(arguments, name, values);
   window.print_profile();
 }
 
-void report(const Arguments& arguments, const std::string& name,
-            const std::vector<std::pair<std::string, double>>& values) {
+void report(const Arguments& arguments, const std::string& name, const Values& values) {
   std::ostringstream line;
   line.precision(10);
   line << "{\"name\": \"" << name << '"';

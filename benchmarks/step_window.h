@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "benchmarks/kernel_trace.h"
 #include "lightning/callback.h"
 #include "lightning/data/data_loader.h"
 #include "lightning/trainer_options.h"
@@ -37,7 +38,8 @@ class StepWindow : public lightning::Callback {
  public:
   explicit StepWindow(const Arguments& arguments);
 
-  int64_t total() const { return warmup_ + steps_ * windows_; }
+  // Of steps, with those that are traced and not timed.
+  int64_t total() const { return warmup_ + steps_ * windows_ + overlap_steps_; }
   void on_train_batch_end(lightning::Trainer& trainer, lightning::LightningModule& module,
                           const lightning::StepOutput& output, const lightning::Batch& batch,
                           int64_t batch_idx) override;
@@ -47,17 +49,22 @@ class StepWindow : public lightning::Callback {
 
   double milliseconds() const;           // of a step: the median of the windows
   std::optional<double> joules() const;  // of a step, over all windows
-  // With --profile 1: the kernels of the last window, largest first, a line each.
+  // With --profile 1: the kernels of the last window, or of the steps of --overlap, largest first,
+  // a line each.
   void print_profile() const;
+  // With --overlap N: over N steps after the windows, which are traced and not timed.
+  const std::optional<Overlap>& overlap() const { return overlap_; }
   double peak_gigabytes() const { return peak_bytes_ / 1e9; }  // of tensors
 
  private:
   using Clock = std::chrono::steady_clock;
 
-  void profile();
+  void trace(c10::Device device);
 
-  int64_t warmup_, steps_, windows_, done_ = 0;
-  bool profiles_ = false, is_global_zero_ = true;
+  int64_t warmup_, steps_, windows_, overlap_steps_, done_ = 0;
+  bool prints_ = false, is_global_zero_ = true;
+  int64_t traced_ = 0;  // of the last steps
+  std::optional<Overlap> overlap_;
   std::map<std::string, std::pair<double, int64_t>> kernels_;  // milliseconds and calls, of a step
   std::vector<Clock::time_point> times_;
   std::vector<std::optional<double>> joules_;  // of the GPU since its driver was loaded
@@ -73,13 +80,14 @@ double flops_per_token(const torch::nn::Module& module, int64_t layers, int64_t 
 // One GPU with a CSV logger in --folder; --accelerator, --devices and --precision tell otherwise.
 lightning::TrainerOptions trainer_options(const Arguments& arguments, const std::string& precision);
 
+using Values = std::vector<std::pair<std::string, double>>;
+
 // Prints and appends a result.
 //   tokens            of a step
 //   flops_per_token   forward and backward, for the share of a H200's dense bf16 peak
 void report(const Arguments& arguments, const std::string& name, const StepWindow& window,
-            int64_t tokens, double flops_per_token);
+            int64_t tokens, double flops_per_token, const Values& more = {});
 // A result of other values.
-void report(const Arguments& arguments, const std::string& name,
-            const std::vector<std::pair<std::string, double>>& values);
+void report(const Arguments& arguments, const std::string& name, const Values& values);
 
 }  // namespace benchmark

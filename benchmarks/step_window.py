@@ -18,7 +18,7 @@ except ImportError:
     import pytorch_lightning as pl
     from pytorch_lightning.loggers import CSVLogger
 
-__all__ = ["CSVLogger", "StepWindow", "pl", "report"]
+__all__ = ["CSVLogger", "StepWindow", "pl", "report", "report_values"]
 
 PEAK_FLOPS = 989e12  # dense bf16 of an H100 or H200
 
@@ -50,7 +50,7 @@ class StepWindow(pl.Callback):
 
     def __init__(self, warmup, steps, windows):
         self.warmup, self.steps, self.windows = warmup, steps, windows
-        self.done, self.times, self.energies = 0, [], []
+        self.done, self.times, self.energies, self.peak = 0, [], [], 0
         self.energy = Energy()
 
     @property
@@ -67,6 +67,11 @@ class StepWindow(pl.Callback):
                 torch.cuda.synchronize()
             self.times.append(time.perf_counter())
             self.energies.append(self.energy.joules())
+            self.peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+
+    def peak_gigabytes(self):
+        """Of tensors, at the end of the windows."""
+        return self.peak / 1e9
 
     def milliseconds(self):
         """Of a step: the median of the windows."""
@@ -85,8 +90,16 @@ def report(name, window, tokens, flops_per_token, results, **more):
     per_second = tokens / milliseconds * 1e3
     result = {"name": name, "ms": milliseconds, "tokens_s": per_second,
               "mfu": flops_per_token * per_second / PEAK_FLOPS,
-              "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+              "peak_gb": window.peak_gigabytes(),
               "joules": window.joules(), **more}
+    write(result, results)
+
+
+def report_values(name, values, results):
+    write({"name": name, **values}, results)
+
+
+def write(result, results):
     line = json.dumps(result)
     print(f"\nRESULT {line}", flush=True)
     if results:

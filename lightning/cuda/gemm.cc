@@ -5,6 +5,7 @@
 #include <string>
 
 #include "lightning/errors.h"
+#include "lightning/param/replay.h"
 #include "lightning/param/touch.h"
 
 // LIGHTNING_CUBLASLT is defined where LibTorch is a build with CUDA.
@@ -459,8 +460,10 @@ bool can_use(const Gemm& g) {
          at::cuda::getDeviceProperties(g.a.get_device())->major >= 8;
 }
 
-bool gemm(const Gemm& g) {
-  if (!can_use(g)) return false;
+namespace {
+
+// Of one that can be used.
+bool launch(const Gemm& g) {
   const c10::cuda::CUDAGuard guard_of_device(g.out.get_device());
   const auto stream = c10::cuda::getCurrentCUDAStream().stream();
   const auto handle = handle_of(g.out.get_device());
@@ -470,6 +473,44 @@ bool gemm(const Gemm& g) {
   RECORD_FUNCTION("lightning::gemm", std::vector<c10::IValue>({g.a, g.b}));
   const auto workspace = workspace_of(choice->workspaceSize, g.out);
   check(problem.launch(handle, *choice, workspace, problem.out(), stream), "launching a product");
+  return true;
+}
+
+bool has_algorithm(const Gemm& g) {
+  const c10::cuda::CUDAGuard guard_of_device(g.out.get_device());
+  Problem problem(g);
+  return choice_of(problem, g, handle_of(g.out.get_device()),
+                   c10::cuda::getCurrentCUDAStream().stream())
+      .has_value();
+}
+
+// For a region, which runs it again in backward: of tensors that are made anew then.
+void launch_replayable(const Gemm& g) {
+  Gemm bare = g;
+  for (auto* const tensor : {&bare.a, &bare.b, &bare.out, &bare.bias, &bare.aux, &bare.factor}) {
+    tensor->reset();
+  }
+  replayable({g.a, g.b, g.bias, g.factor}, {g.out, g.aux},
+             [bare](const std::vector<at::Tensor>& in, const std::vector<at::Tensor>& out) {
+               Gemm again = bare;
+               again.a = in[0];
+               again.b = in[1];
+               again.bias = in[2];
+               again.factor = in[3];
+               again.out = out[0];
+               again.aux = out[1];
+               TORCH_CHECK(launch(again), "cuBLASLt has lost an algorithm since forward.");
+             });
+}
+
+}  // namespace
+
+bool gemm(const Gemm& g) {
+  if (!can_use(g)) return false;
+  // What precedes the GELU is read by its gradient, which backward takes.
+  if (!recording_region() || g.gelu_gradient) return launch(g);
+  if (!has_algorithm(g)) return false;
+  launch_replayable(g);
   return true;
 }
 

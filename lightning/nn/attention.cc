@@ -20,7 +20,9 @@
 #include "lightning/cuda/rotary.h"
 #include "lightning/nn/compute.h"
 #include "lightning/param/replay.h"
+#include "lightning/param/touch.h"
 #include "lightning/param/working_copy.h"
+#include "lightning/scope.h"
 
 // Shapes: B batch, T time, H heads of the queries, K heads of keys and values, D head size.
 
@@ -52,18 +54,21 @@ std::array<at::Tensor, 3> transposed(std::array<at::Tensor, 3> heads) {
 }
 
 void rotate_in_place(const at::Tensor& packed, const Shape& shape, const at::Tensor& table) {
-  if constexpr (cuda::kBuilt) {
-    cuda::Rotary arguments;
-    arguments.dtype = cuda::dtype_of(packed);
-    arguments.packed = packed.mutable_data_ptr();
-    arguments.rows = shape.rows();
-    arguments.time = shape.time;
-    arguments.width = shape.width();
-    arguments.heads = shape.heads + shape.kv_heads;
-    arguments.head_size = shape.head_size;
-    arguments.table = table.const_data_ptr<float>();
-    cuda::rotate(arguments, cuda::stream_of(packed));
-  }
+  replayable({table}, {packed}, [shape](const auto& in, const auto& out) {
+    if constexpr (cuda::kBuilt) {
+      const c10::DeviceGuard device(out[0].device());
+      cuda::Rotary arguments;
+      arguments.dtype = cuda::dtype_of(out[0]);
+      arguments.packed = out[0].mutable_data_ptr();
+      arguments.rows = shape.rows();
+      arguments.time = shape.time;
+      arguments.width = shape.width();
+      arguments.heads = shape.heads + shape.kv_heads;
+      arguments.head_size = shape.head_size;
+      arguments.table = in[0].template const_data_ptr<float>();
+      cuda::rotate(arguments, cuda::stream_of(out[0]));
+    }
+  });
 }
 
 // [B, heads, T, D] with any strides as [B, T, heads, D] without gaps. The attention operators leave
@@ -153,10 +158,7 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
     const auto matrix = as_matrix(input.to(dtype));
     const auto copy = working_copy(weight, dtype);
     const auto packed = affine(matrix, copy, bias_copy(bias, dtype));
-    if (core.table.defined()) {
-      rotate_in_place(packed, shape, core.table);
-      keep_for_replay(packed);
-    }
+    if (core.table.defined()) rotate_in_place(packed, shape, core.table);
     const auto result = run(core, transposed(heads_of(packed, shape)), with_backward);
     ctx->save_for_backward({matrix, copy, packed, core.table, result.output, result.logsumexp,
                             result.seed, result.offset});
@@ -210,6 +212,9 @@ at::SDPBackend backend_for(const Shape& shape, const at::Tensor& input, at::Scal
   // Flash attention on some cards refuses wide heads only where it will run backward.
   const auto options =
       input.options().dtype(dtype).requires_grad(with_backward && shape.head_size > 192);
+  // A region that is recorded would hold the probe to its end.
+  auto* const watch = watch_operators(nullptr);
+  const auto watched = scope_exit([watch] { watch_operators(watch); });
   const auto probe = at::empty({shape.rows(), shape.width()}, options);
   const auto [q, k, v] = transposed(heads_of(probe, shape));
   return static_cast<at::SDPBackend>(at::_fused_sdp_choice(q, k, v, {}, core.dropout, core.causal,

@@ -21,6 +21,7 @@
 #include "lightning/cuda/column_sum_of.h"
 #include "lightning/cuda/launch.h"
 #include "lightning/param/replay.h"
+#include "lightning/param/touch.h"
 
 namespace lightning::nn {
 namespace {
@@ -29,6 +30,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 void add_in_place(const at::Tensor& rows, const at::Tensor& bias) {
+  whole(bias);
   if constexpr (cuda::kBuilt) {
     const c10::DeviceGuard device(rows.device());
     cuda::BiasAdd arguments;

@@ -18,6 +18,7 @@
 #include "lightning/cuda/launch.h"
 #include "lightning/cuda/swiglu.h"
 #include "lightning/nn/compute.h"
+#include "lightning/param/replay.h"
 #include "lightning/param/working_copy.h"
 
 namespace lightning::nn {
@@ -46,10 +47,13 @@ float* data_of(const at::Tensor& sums) {
 
 at::Tensor activated(cuda::Activation activation, const at::Tensor& before) {
   const auto after = at::empty_like(before);
-  if constexpr (cuda::kBuilt) {
-    cuda::activation(activation, cuda::dtype_of(before), before.const_data_ptr(),
-                     after.mutable_data_ptr(), before.numel(), cuda::stream_of(before));
-  }
+  replayable({before}, {after}, [activation](const auto& in, const auto& out) {
+    if constexpr (cuda::kBuilt) {
+      const c10::DeviceGuard device(in[0].device());
+      cuda::activation(activation, cuda::dtype_of(in[0]), in[0].const_data_ptr(),
+                       out[0].mutable_data_ptr(), in[0].numel(), cuda::stream_of(in[0]));
+    }
+  });
   return after;
 }
 
@@ -90,10 +94,13 @@ void turn_back(cuda::Activation activation, const at::Tensor& before, const at::
 
 at::Tensor gated(const at::Tensor& gate, const at::Tensor& up) {
   const auto after = at::empty_like(gate);
-  if constexpr (cuda::kBuilt) {
-    cuda::swiglu(cuda::dtype_of(gate), gate.const_data_ptr(), up.const_data_ptr(),
-                 after.mutable_data_ptr(), gate.numel(), cuda::stream_of(gate));
-  }
+  replayable({gate, up}, {after}, [](const auto& in, const auto& out) {
+    if constexpr (cuda::kBuilt) {
+      const c10::DeviceGuard device(in[0].device());
+      cuda::swiglu(cuda::dtype_of(in[0]), in[0].const_data_ptr(), in[1].const_data_ptr(),
+                   out[0].mutable_data_ptr(), in[0].numel(), cuda::stream_of(in[0]));
+    }
+  });
   return after;
 }
 

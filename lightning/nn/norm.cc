@@ -14,6 +14,7 @@
 #include "lightning/cuda/launch.h"
 #include "lightning/cuda/norm.h"
 #include "lightning/nn/compute.h"
+#include "lightning/param/replay.h"
 #include "lightning/param/working_copy.h"
 
 namespace lightning::nn {
@@ -123,16 +124,21 @@ Forward forward_kernel(const at::Tensor& input, const at::Tensor& delta, at::Sca
   result.rstd = at::empty({arguments.rows}, statistics);
   const auto own = norm.weight.defined() ? norm.weight : norm.bias;
   const auto dtype = weight_dtype(own, input.scalar_type(), output);
-  const auto weight = read(norm.weight, dtype), bias = read(norm.bias, dtype);
-  arguments.input = pointer(input);
-  arguments.delta = pointer(delta);
-  arguments.weight = pointer(weight);
-  arguments.bias = pointer(bias);
-  arguments.sum = place(result.sum);
-  arguments.output = place(result.output);
-  arguments.mean = floats(result.mean);
-  arguments.rstd = floats(result.rstd);
-  cuda::norm_forward(arguments, cuda::stream_of(input));
+  replayable({input, delta, read(norm.weight, dtype), read(norm.bias, dtype)},
+             {result.sum, result.output, result.mean, result.rstd},
+             [arguments](const std::vector<at::Tensor>& in, const std::vector<at::Tensor>& out) {
+               const c10::DeviceGuard device(in[0].device());
+               auto filled = arguments;
+               filled.input = pointer(in[0]);
+               filled.delta = pointer(in[1]);
+               filled.weight = pointer(in[2]);
+               filled.bias = pointer(in[3]);
+               filled.sum = place(out[0]);
+               filled.output = place(out[1]);
+               filled.mean = floats(out[2]);
+               filled.rstd = floats(out[3]);
+               cuda::norm_forward(filled, cuda::stream_of(in[0]));
+             });
   return result;
 }
 

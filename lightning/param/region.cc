@@ -252,17 +252,44 @@ void Region::after(const c10::OperatorHandle& op, Stack& stack) {
   if (any) steps_.push_back(std::move(step));
 }
 
+void Region::add_read(Step& step, const at::Tensor& tensor) {
+  step.arguments.emplace_back(at::Tensor());
+  if (!tensor.defined()) return;
+  const auto found = memory_at_.find(storage_of(tensor));
+  if (found != memory_at_.end()) hold_unwritten(found->second);
+  add_argument(step, step.arguments.size() - 1, -1, tensor, /*written=*/false);
+}
+
+void Region::add_filled(Step& step, const at::Tensor& tensor) {
+  step.arguments.emplace_back(at::Tensor());
+  if (!tensor.defined()) return;
+  const auto found = memory_at_.find(storage_of(tensor));
+  if (found != memory_at_.end() && !Shape(tensor).is_all) hold_unwritten(found->second);
+  add_argument(step, step.arguments.size() - 1, -1, tensor, /*written=*/true);
+}
+
+void Region::fill(const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& outputs,
+                  const Filling& function) {
+  Step step;
+  step.function = [function, count = static_cast<int64_t>(inputs.size())](const auto& all) {
+    function({all.begin(), all.begin() + count}, {all.begin() + count, all.end()});
+    return std::vector<at::Tensor>();
+  };
+  for (const auto& input : inputs) add_read(step, input);
+  for (const auto& output : outputs) add_filled(step, output);
+  {
+    auto* const watch = watch_operators(nullptr);
+    const auto back = scope_exit([&] { watch_operators(watch); });
+    function(inputs, outputs);
+  }
+  steps_.push_back(std::move(step));
+}
+
 std::vector<at::Tensor> Region::run(const std::vector<at::Tensor>& inputs,
                                     const Function& function) {
   Step step;
   step.function = function;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    step.arguments.emplace_back(at::Tensor());
-    if (!inputs[i].defined()) continue;
-    const auto found = memory_at_.find(storage_of(inputs[i]));
-    if (found != memory_at_.end()) hold_unwritten(found->second);
-    add_argument(step, i, -1, inputs[i], /*written=*/false);
-  }
+  for (const auto& input : inputs) add_read(step, input);
   std::vector<at::Tensor> results;
   {
     auto* const watch = watch_operators(nullptr);
@@ -450,7 +477,7 @@ void Region::run_step(const Step& step) {
     }
   } else {
     std::vector<at::Tensor> inputs;
-    for (const auto& value : stack) inputs.push_back(value.toTensor());
+    for (const auto& value : stack) inputs.push_back(whole(value.toTensor()));
     results = step.function(inputs);
   }
   TORCH_CHECK(results.size() == step.results.size(), name_, ": ",

@@ -24,6 +24,8 @@ namespace lightning {
 class Region {
  public:
   using Function = std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)>;
+  using Filling =
+      std::function<void(const std::vector<at::Tensor>&, const std::vector<at::Tensor>&)>;
   static constexpr int32_t kNone = -1;
 
   explicit Region(std::string name) : name_(std::move(name)) {}
@@ -38,6 +40,8 @@ class Region {
   void before(const c10::OperatorHandle& op, Stack& stack);
   void after(const c10::OperatorHandle& op, Stack& stack);
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs, const Function& function);
+  void fill(const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& outputs,
+            const Filling& function);
   void keep(const at::Tensor& tensor);
   void finish();
 
@@ -106,6 +110,8 @@ class Region {
   void add_argument(Step& step, size_t argument, int64_t element, const at::Tensor& tensor,
                     bool written);
   void add_result(Step& step, const at::Tensor& tensor, bool keep, bool unwritten);
+  void add_read(Step& step, const at::Tensor& tensor);
+  void add_filled(Step& step, const at::Tensor& tensor);
 
   std::vector<bool> needed_steps() const;
   void drop_unneeded(const std::vector<bool>& needed);

@@ -150,6 +150,13 @@ std::vector<at::Tensor> replayable(const std::vector<at::Tensor>& inputs,
   return region == nullptr ? function(inputs) : region->run(inputs, function);
 }
 
+void replayable(const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& outputs,
+                const FillingFunction& function) {
+  const auto region = recorder().region;
+  if (region == nullptr) return function(inputs, outputs);
+  region->fill(inputs, outputs, function);
+}
+
 RegionCounts take_region_counts() {
   return {count_recorded.exchange(0), count_dropped.exchange(0), count_kept.exchange(0),
           Region::take_replayed()};

@@ -13,7 +13,7 @@
 // copy, so nothing outside is written twice. Tensors that are filled by their address stay, as
 // far as that can be seen: what a factory makes on the CPU, and what `empty` made that is
 // read before an operator wrote it. Code that writes by address into what an operator wrote before
-// says keep_for_replay().
+// says keep_for_replay(); code whose tensors shall be dropped too runs in replayable().
 //
 // A region inside of a region is part of it. Backward ends what is being recorded.
 #pragma once
@@ -49,10 +49,18 @@ void keep_for_replay(const at::Tensor& tensor);
 
 // Runs a function of tensors that does its work without operators (kernels called by address), so
 // that a region replays it like one operator. It must give the same results for the same inputs,
-// and write nothing else.
+// and write nothing else. Parameters among the inputs are made whole for a replay; the first time
+// the caller has done that.
 std::vector<at::Tensor> replayable(
     const std::vector<at::Tensor>& inputs,
     const std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)>& function);
+
+// Likewise one that fills tensors which are there already, as kernels write into what `empty` made.
+// An undefined tensor stays one. `outputs` may be read too, where they were written before.
+using FillingFunction = std::function<void(const std::vector<at::Tensor>& inputs,
+                                           const std::vector<at::Tensor>& outputs)>;
+void replayable(const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& outputs,
+                const FillingFunction& function);
 
 // What regions did since the last call, for tests and profiles.
 struct RegionCounts {

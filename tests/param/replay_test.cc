@@ -116,17 +116,38 @@ at::Tensor by_address(const at::Tensor& x) {
   return y;
 }
 
+// The same in two kernels, of which the second works in place.
+at::Tensor by_filling(const at::Tensor& x) {
+  auto y = torch::empty_like(x);
+  const auto element = [](const at::Tensor& tensor, int64_t i) -> float& {
+    return tensor.data_ptr<float>()[i];
+  };
+  replayable({x, at::Tensor()}, {y, at::Tensor()}, [=](const auto& in, const auto& out) {
+    CHECK_FALSE((in[1].defined() || out[1].defined()));
+    for (int64_t i = 0; i < in[0].numel(); ++i) element(out[0], i) = element(in[0], i);
+  });
+  replayable({}, {y}, [=](const auto&, const auto& out) {
+    for (int64_t i = 0; i < out[0].numel(); ++i) element(out[0], i) *= 2;
+  });
+  return y;
+}
+
+enum class Declared { kNot, kAsFunction, kAsFilling };
+
 // Does its work without operators, as a layer of fused kernels.
 struct Doubled : torch::autograd::Function<Doubled> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
-                            bool declared) {
-    auto y = declared ? replayable({x},
-                                   [](const std::vector<at::Tensor>& inputs) {
-                                     return std::vector<at::Tensor>{by_address(inputs[0])};
-                                   })[0]
-                      : by_address(x);
+                            Declared declared) {
+    const auto y = doubled(x, declared);
     ctx->save_for_backward({y});
     return y.clone();
+  }
+  static at::Tensor doubled(const at::Tensor& x, Declared declared) {
+    if (declared == Declared::kAsFilling) return by_filling(x);
+    if (declared == Declared::kNot) return by_address(x);
+    return replayable({x}, [](const std::vector<at::Tensor>& inputs) {
+      return std::vector<at::Tensor>{by_address(inputs[0])};
+    })[0];
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list grads) {
@@ -259,14 +280,33 @@ TEST_CASE("what is filled by its address is kept, for no operator could make it 
     });
   }
   SECTION("the result of a kernel, in memory that an operator made") {
-    check_equal({{3, 4}}, [](Inputs x) { return Doubled::apply(x[0].exp(), false).sin(); });
+    check_equal({{3, 4}},
+                [](Inputs x) { return Doubled::apply(x[0].exp(), Declared::kNot).sin(); });
   }
   SECTION("not where the kernel is declared") {
     const auto kept = run(
-        {{3, 4}}, [](Inputs x) { return Doubled::apply(x[0].exp(), false).sin(); }, true);
+        {{3, 4}}, [](Inputs x) { return Doubled::apply(x[0].exp(), Declared::kNot).sin(); }, true);
+    const auto declared = GENERATE(Declared::kAsFunction, Declared::kAsFilling);
     const auto counts =
-        check_equal({{3, 4}}, [](Inputs x) { return Doubled::apply(x[0].exp(), true).sin(); });
+        check_equal({{3, 4}}, [&](Inputs x) { return Doubled::apply(x[0].exp(), declared).sin(); });
     CHECK(counts.kept < kept.counts.kept);
+  }
+  SECTION("nor is what a kernel adds to a tensor from outside, which has it once") {
+    const auto filled = torch::ones({4});
+    check_equal({{4}}, [&](Inputs x) {
+      const auto outside = filled.clone();
+      const auto forward = [&] {
+        replayable({x[0].detach()}, {outside}, [](const auto& in, const auto& out) {
+          for (int64_t i = 0; i < 4; ++i) {
+            out[0].template data_ptr<float>()[i] += in[0].template data_ptr<float>()[i];
+          }
+        });
+        return (x[0].exp() * outside.exp()).sin();
+      };
+      const auto result = forward();
+      CHECK(same(outside, 1 + x[0].detach()));
+      return result;
+    });
   }
   SECTION("memory that is filled by its address, and then written by operators") {
     check_equal({{4}}, [](Inputs x) {
