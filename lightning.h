@@ -54,3 +54,4 @@
 #include "loggers/csv_logger.h"
 #include "loggers/tensorboard_logger.h"
 #include "strategies/ddp.h"
+#include "strategies/fsdp.h"

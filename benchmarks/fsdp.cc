@@ -11,7 +11,8 @@
 // --recompute N: of the first N blocks of nn-true backward computes the GELU again.
 // --overlap N: N more steps under the profiler, which tell how much of the collectives' time is
 // hidden. --checkpoint FOLDER: there, at the end, a sharded checkpoint is saved and loaded, in the
-// time until it is on the disk and until all ranks have it.
+// time until it is on the disk and until all ranks have it; with --async 1 by a thread, and what
+// training waits for it is reported too.
 #include "strategies/fsdp.h"
 
 #include <torch/torch.h>
@@ -29,6 +30,7 @@
 #include "benchmarks/step_window.h"
 #include "examples/gpt2/gpt.h"
 #include "lightning.h"
+#include "lightning/checkpoint/async_io.h"
 
 namespace {
 
@@ -161,20 +163,34 @@ struct End : lightning::Callback {
   End(std::string checkpoint, const StepWindow& window)
       : checkpoint(std::move(checkpoint)), window(window) {}
 
+  void on_before_backward(lightning::Trainer&, lightning::LightningModule& module,
+                          const at::Tensor&) override {
+    forward_gigabytes = benchmark::tensor_gigabytes(module.device());
+  }
+
   void on_train_end(lightning::Trainer& trainer, lightning::LightningModule& module) override {
     auto& strategy = trainer.strategy();
     const auto loss = dynamic_cast<Model&>(module).last_loss.to(at::kFloat);
     const auto peak = torch::full({}, window.peak_gigabytes(), loss.options());
     const auto last_loss = strategy.reduce(loss, lightning::ReduceOp::kMean);
     const auto highest = strategy.reduce(peak, lightning::ReduceOp::kMax);
-    values = {{"last_loss", last_loss.item<double>()}, {"highest_peak_gb", highest.item<double>()}};
+    values = {{"last_loss", last_loss.item<double>()},
+              {"highest_peak_gb", highest.item<double>()},
+              {"forward_gb", forward_gigabytes}};
     if (!checkpoint.empty()) save_and_load(trainer, module);
   }
 
   void save_and_load(lightning::Trainer& trainer, lightning::LightningModule& module) {
     auto& strategy = trainer.strategy();
     const auto path = checkpoint + "/sharded.ckpt";
-    const double save = seconds(strategy, [&] { trainer.save_checkpoint(path); });
+    auto* const io = dynamic_cast<lightning::AsyncCheckpointIO*>(&strategy.checkpoint_io());
+    const auto save_once = [&] {
+      trainer.save_checkpoint(path);
+      stall = io == nullptr ? 0 : io->last_stall_seconds();
+      if (io != nullptr) io->wait();
+    };
+    if (io != nullptr) save_once();  // a copy's memory is fresh the first time
+    const double save = seconds(strategy, save_once);
     const double load = seconds(strategy, [&] {
       const auto state = strategy.load_checkpoint(path);
       strategy.load_model_state(module, state.at("state_dict"), /*strict=*/true);
@@ -185,6 +201,7 @@ struct End : lightning::Callback {
       saved = {{"save_s", save},
                {"load_s", load},
                {"saved_gb", static_cast<double>(folder_bytes(path)) / 1e9}};
+      if (io != nullptr) saved.emplace_back("stall_s", stall);
       strategy.remove_checkpoint(path);
     }
   }
@@ -207,6 +224,8 @@ struct End : lightning::Callback {
 
   std::string checkpoint;
   const StepWindow& window;
+  double forward_gigabytes = 0;  // of tensors, when backward begins
+  double stall = 0;              // of training, by the last save
   benchmark::Values values, saved;
 };
 
@@ -234,13 +253,17 @@ int main(int argc, char** argv) {
   const auto rows =
       torch::randint(0, o.vocabulary(), {devices * batch, o.context() + 1}, at::kLong);
 
-  lightning::Trainer(benchmark::trainer_options(a, variant.precision())
-                         .devices(devices)
-                         .strategy(strategy_options(variant))
-                         .max_steps(window->total())
-                         .enable_checkpointing(false)
-                         .callbacks({window, end}))
-      .fit(model, benchmark::next_tokens(rows.repeat({window->total(), 1}), batch));
+  auto options = benchmark::trainer_options(a, variant.precision())
+                     .devices(devices)
+                     .strategy(strategy_options(variant))
+                     .max_steps(window->total())
+                     .enable_checkpointing(false)
+                     .callbacks({window, end});
+  if (a.number("async", 0) != 0) {
+    options.plugins({lightning::Plugin(std::make_shared<lightning::AsyncCheckpointIO>())});
+  }
+  lightning::Trainer(options).fit(model,
+                                  benchmark::next_tokens(rows.repeat({window->total(), 1}), batch));
   if (!window->is_global_zero()) return 0;
   const auto name = a.text("name", "fsdp") + "_";
   const double flops = benchmark::flops_per_token(*model, o.layers(), o.features(), o.context());

@@ -1,7 +1,7 @@
 """Runs the GPU benchmarks, each next to its Python peer, and prints one table of them all.
 
     benchmarks/gpu.py [--programs FOLDER] [--tiny]
-                      [--only gpt2,small,overhead,curves,llama,ddp,fsdp]
+                      [--only gpt2,small,overhead,curves,llama,ddp,fsdp,fsdp-async]
 
 FOLDER holds the programs gpt2, llama and fsdp, by default where Bazel leaves them; the peers run
 under the Python that runs this, whose LibTorch the programs use too. ddp and fsdp need two GPUs. A
@@ -100,15 +100,16 @@ RUNS = [
     Run("llama", "llama", ["nn"], limit_s=80),
     Run("llama", "llama.py", ["compile"], limit_s=150),
     # A peer of its own for each, as its peak of memory is the process's.
-    Run("fsdp", "fsdp", ["nn-true"], limit_s=100, more="--overlap 3 --recompute 8", saves=True),
+    Run("fsdp", "fsdp", ["nn-true"], limit_s=100, more="--overlap 3 --recompute 10", saves=True),
     Run("fsdp", "fsdp.py", ["true"], limit_s=120, saves=True),
+    Run("fsdp-async", "fsdp", ["nn-true"], sizes="fsdp", more="--async 1", saves=True),
     Run("fsdp", "fsdp", ["nn-mixed", "nn-checkpointing"], more="--overlap 3"),
     Run("fsdp", "fsdp.py", ["mixed"], limit_s=80),
     Run("fsdp", "fsdp.py", ["checkpointing"], limit_s=80),
     Run("fsdp", "fsdp", ["plain-true", "plain-mixed", "plain-checkpointing"], more="--overlap 3"),
     Run("ddp", "gpt2", ["nn", "ddp"], sizes="gpt2"),
 ]
-NEEDS_TWO = {"ddp", "fsdp"}  # GPUs
+NEEDS_TWO = {"ddp", "fsdp", "fsdp-async"}  # GPUs
 
 
 def quotient(over, under, key="ms"):
@@ -168,6 +169,8 @@ GOALS = [
      quotient("peer:fsdp_save", "ours:fsdp_save", "save_s"), 3.0, 5.0),
     ("GPT 1.3 B, sharded load: times as fast as Lightning's",
      quotient("peer:fsdp_save", "ours:fsdp_save", "load_s"), 3.0, 5.0),
+    ("< GPT 1.3 B, asynchronous sharded save: seconds that training waits",
+     lambda r: r["ours:fsdp-async_save"]["stall_s"], 1.0, 0.5),
     ("< loss curve: most that 200 steps differ from autocast's",
      lambda r: r["ours:curves_curves"]["max_difference"], 0.01, 0.007),
     ("< loss curve, 16-bit residual",

@@ -82,14 +82,18 @@ bool is_collective(const std::string& kernel) {
 }
 
 std::optional<Overlap> overlap_of(const std::vector<Kernel>& kernels) {
-  std::vector<Interval> collectives, others;
+  std::vector<Interval> collectives, others, all;
   for (const auto& kernel : kernels) {
     (is_collective(kernel.name) ? collectives : others)
         .emplace_back(kernel.begin_ns, kernel.end_ns);
+    all.emplace_back(kernel.begin_ns, kernel.end_ns);
   }
   collectives = merged(std::move(collectives));
   if (collectives.empty()) return std::nullopt;
+  all = merged(std::move(all));
   Overlap overlap;
+  overlap.span_ms = static_cast<double>(all.back().second - all.front().first) / 1e6;
+  overlap.idle_ms = overlap.span_ms - static_cast<double>(length(all)) / 1e6;
   overlap.collectives_ms = static_cast<double>(length(collectives)) / 1e6;
   overlap.hidden_ms =
       static_cast<double>(common_length(collectives, merged(std::move(others)))) / 1e6;

@@ -28,6 +28,8 @@ bool is_collective(const std::string& kernel);
 struct Overlap {
   double collectives_ms = 0;  // in which at least one collective ran
   double hidden_ms = 0;       // of these, in which another kernel ran too
+  double span_ms = 0;         // from the first kernel's begin to the last one's end
+  double idle_ms = 0;         // of this, in which none ran
 
   double share() const { return collectives_ms > 0 ? hidden_ms / collectives_ms : 0; }
 };

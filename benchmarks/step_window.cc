@@ -41,12 +41,13 @@ std::optional<double> gpu_joules() {
   return static_cast<double>(millijoules) / 1e3;
 }
 
-double peak_bytes(c10::Device device) {
-  if (!device.is_cuda()) return 0;
+// Of all tensors on the device.
+c10::CachingAllocator::Stat tensor_bytes(c10::Device device) {
+  if (!device.is_cuda()) return {};
   const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-  const auto stats = c10::getDeviceAllocator(c10::kCUDA)
-                         ->getDeviceStats(std::max<c10::DeviceIndex>(device.index(), 0));
-  return static_cast<double>(stats.allocated_bytes[all].peak);
+  return c10::getDeviceAllocator(c10::kCUDA)
+      ->getDeviceStats(std::max<c10::DeviceIndex>(device.index(), 0))
+      .allocated_bytes[all];
 }
 
 }  // namespace
@@ -94,7 +95,7 @@ void StepWindow::count(c10::Device device) {
     if (device.is_cuda()) torch::cuda::synchronize(device.index());
     times_.push_back(Clock::now());
     joules_.push_back(gpu_joules());
-    peak_bytes_ = peak_bytes(device);
+    peak_bytes_ = static_cast<double>(tensor_bytes(device).peak);
   }
   trace(device);
 }
@@ -147,6 +148,10 @@ std::optional<double> StepWindow::joules() const {
   return (*joules_.back() - *joules_.front()) / static_cast<double>(steps_ * windows_);
 }
 
+double tensor_gigabytes(c10::Device device) {
+  return static_cast<double>(tensor_bytes(device).current) / 1e9;
+}
+
 lightning::DataLoader next_tokens(const at::Tensor& rows, int64_t batch) {
   const auto samples = lightning::Batch::map(
       {{"x", rows.slice(1, 0, -1).contiguous()}, {"y", rows.slice(1, 1).contiguous()}});
@@ -187,6 +192,7 @@ void report(const Arguments& arguments, const std::string& name, const StepWindo
   if (const auto& overlap = window.overlap()) {
     values.emplace_back("collectives_ms", overlap->collectives_ms);
     values.emplace_back("hidden", overlap->share());
+    values.emplace_back("idle", overlap->idle_ms / overlap->span_ms);
   }
   values.insert(values.end(), more.begin(), more.end());
   report(arguments, name, values);

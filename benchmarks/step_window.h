@@ -71,6 +71,9 @@ class StepWindow : public lightning::Callback {
   double peak_bytes_ = 0;
 };
 
+// Of the tensors on a GPU now.
+double tensor_gigabytes(c10::Device device);
+
 // Batches {x, y} of rows of tokens [samples, time + 1]: y is what follows each token of x.
 lightning::DataLoader next_tokens(const at::Tensor& rows, int64_t batch);
 // Floating-point operations a token, forward and backward, of a transformer: six for each parameter

@@ -13,7 +13,9 @@
 //
 // A save that fails ends the run; the files before it stay and are still known, so a fit() after it
 // goes on with them. Beyond the original: a run that SIGTERM ends saves the state it has, also
-// without save_on_exception; saves wait for the validation that follows them.
+// without save_on_exception; saves wait for the validation that follows them. With
+// save_on_exception a rank that alone has an error saves by itself, for the others are ended; a
+// model that is in shards then cannot be saved.
 // Source: Lightning 2.6, `ModelCheckpoint`.
 #pragma once
 

@@ -21,4 +21,12 @@ Scope make_scope(Args&&... args) {
   return std::make_shared<Guard>(std::forward<Args>(args)...);
 }
 
+// Ends `inner` before `outer`.
+inline Scope both(Scope inner, Scope outer) {
+  return scope_exit([inner = std::move(inner), outer = std::move(outer)]() mutable {
+    inner.reset();
+    outer.reset();
+  });
+}
+
 }  // namespace lightning

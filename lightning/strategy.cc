@@ -12,7 +12,9 @@
 #include "lightning/data/loader.h"
 #include "lightning/distributed/cluster_environment.h"
 #include "lightning/errors.h"
+#include "lightning/nn/sync_batch_norm.h"
 #include "lightning/optim/optimizer_state.h"
+#include "lightning/param/deferred_init.h"
 
 namespace lightning {
 namespace {
@@ -75,17 +77,54 @@ void Strategy::connect_processes(std::shared_ptr<ClusterEnvironment>, int64_t nu
 
 void Strategy::setup_environment() { accelerator_->setup_device(root_device()); }
 
-Scope Strategy::module_init_context(std::optional<bool>) {
-  return precision_->module_init_context();
+Strategy::Strategy() = default;
+Strategy::~Strategy() = default;
+
+Scope Strategy::module_init_context(std::optional<bool> empty_init) {
+  auto dtype = precision_->module_init_context();
+  if (!empty_init.value_or(false)) return dtype;
+  return both(record_construction(), std::move(dtype));
+}
+
+Scope Strategy::record_construction() {
+  if (deferred_init_ == nullptr) deferred_init_ = std::make_unique<DeferredInit>(root_device());
+  return deferred_init_->record();
+}
+
+void Strategy::end_construction() {
+  if (deferred_init_ != nullptr && !deferred_init_->is_pending()) deferred_init_.reset();
+}
+
+void Strategy::materialize(torch::nn::Module& module) {
+  if (deferred_init_ == nullptr) return;
+  deferred_init_->materialize(module);
+  end_construction();
+}
+
+Batch Strategy::materialized(Batch tree) {
+  return tree.apply([this](const at::Tensor& tensor) {
+    if (deferred_init_ == nullptr || !deferred_init_->is_deferred(tensor)) return tensor;
+    at::Tensor value;
+    deferred_init_->materialize({tensor},
+                                [&](const at::Tensor&, at::Tensor made) { value = made; });
+    end_construction();
+    return value;
+  });
 }
 
 Scope Strategy::tensor_init_context() { return precision_->tensor_init_context(); }
 
 void Strategy::setup(torch::nn::Module& module, const ConfigureOptimizers& configure_optimizers) {
+  materialize(module);
   precision_->convert_module(module);
   module.to(root_device());
   if (!configure_optimizers) return;
   configure_optimizers();
+}
+
+Scope Strategy::batch_norm_scope() {
+  const bool on = sync_batchnorm_ && world_size() > 1 && at::GradMode::is_enabled();
+  return on ? sync_batch_norm(*this) : nullptr;
 }
 
 void Strategy::backward(const at::Tensor& loss,
@@ -131,6 +170,7 @@ std::shared_ptr<Loader> Strategy::process_dataloader(std::shared_ptr<Loader> loa
 State Strategy::model_state(const torch::nn::Module& module) { return module_state_dict(module); }
 
 void Strategy::load_model_state(torch::nn::Module& module, const State& state, bool strict) {
+  materialize(module);
   load_module_state_dict(module, state, strict);
 }
 

@@ -23,6 +23,7 @@
 namespace lightning {
 
 class ClusterEnvironment;
+class DeferredInit;
 class DeviceMesh;
 
 enum class ClipAlgorithm { kNorm, kValue };
@@ -30,6 +31,9 @@ enum class ClipAlgorithm { kNorm, kValue };
 class Strategy : public Collectives {
  public:
   static constexpr const char* kPartKind = "strategy";
+
+  Strategy();
+  ~Strategy() override;
 
   // ---- What it is fitted with, before anything else ---------------------------------------------
 
@@ -58,9 +62,15 @@ class Strategy : public Collectives {
   // Set before configure_model; null where there is none.
   virtual std::shared_ptr<DeviceMesh> device_mesh() const { return nullptr; }
 
+  // BatchNorm takes its statistics over all processes in training steps.
+  void set_sync_batchnorm(bool on) { sync_batchnorm_ = on; }
+
   // ---- The model and its optimizers -------------------------------------------------------------
 
-  // Around configure_model: device, dtype, deferred initialisation.
+  // Around the construction of a model (configure_model, Trainer::init_module): its dtype, and
+  // whether it is born empty.
+  //   empty_init   true: parameters have no memory until setup() or until a checkpoint is loaded
+  //                into them; none: as is best for this strategy
   virtual Scope module_init_context(std::optional<bool> empty_init = std::nullopt);
   virtual Scope tensor_init_context();
 
@@ -68,6 +78,8 @@ class Strategy : public Collectives {
   // needs. `configure_optimizers` is empty outside fit; it gives the optimizers it made.
   using ConfigureOptimizers = std::function<std::vector<torch::optim::Optimizer*>()>;
   virtual void setup(torch::nn::Module& module, const ConfigureOptimizers& configure_optimizers);
+  // Tensors of a tree that were born empty get their values.
+  Batch materialized(Batch tree);
   // True when a checkpoint's weights can only be loaded once setup() has shaped the model.
   virtual bool restore_checkpoint_after_setup() const { return false; }
 
@@ -75,6 +87,7 @@ class Strategy : public Collectives {
 
   // Around a training, validation, test or prediction step of the model.
   virtual Scope step_scope() { return nullptr; }
+  Scope batch_norm_scope();
 
   // Runs `run_backward` on the loss, with what the strategy needs before and after it.
   virtual void backward(const at::Tensor& loss,
@@ -124,16 +137,34 @@ class Strategy : public Collectives {
 
   // ---- The end ----------------------------------------------------------------------------------
 
+  // This process's run ends by an error of its own, and the other processes are ended. From here on
+  // it works alone: a collective is one of this process, which counts as rank 0 and may save what
+  // it has of the run.
+  virtual void continue_alone() {}
   virtual void on_exception(const std::exception&) {}
   // Moves the module to the host, so that the device's memory is free between runs.
   virtual void teardown(torch::nn::Module* module,
                         const std::vector<torch::optim::Optimizer*>& optimizers);
 
  protected:
+  // Around the construction of a model that is born empty.
+  Scope record_construction();
+  // Null where nothing was born empty that has no values yet.
+  DeferredInit* deferred_init() const { return deferred_init_.get(); }
+  // After values were given.
+  void end_construction();
+  // Gives what was born empty its values, on the device. No effect on other modules.
+  // Errors: MisconfigurationError for a parameter on the meta device that was not.
+  void materialize(torch::nn::Module& module);
+
   std::shared_ptr<Accelerator> accelerator_;
   std::shared_ptr<Precision> precision_;
   std::shared_ptr<CheckpointIO> checkpoint_io_;
   std::vector<c10::Device> devices_;
+
+ private:
+  std::unique_ptr<DeferredInit> deferred_init_;
+  bool sync_batchnorm_ = false;
 };
 
 }  // namespace lightning

@@ -33,6 +33,7 @@
 #include "lightning/loops/prediction_loop.h"
 #include "lightning/loops/run.h"
 #include "lightning/overrides.h"
+#include "lightning/param/deferred_init.h"
 #include "lightning/rank_zero_logger.h"
 #include "lightning/results_table.h"
 #include "lightning/seed.h"
@@ -148,6 +149,7 @@ Trainer::Trainer(TrainerOptions options)
   auto& run = engine_->run;
   run.settings = check_flags(options_);
   run.strategy_ = make_strategy(options_);
+  run.strategy_->set_sync_batchnorm(options_.sync_batchnorm());
   engine_->own_callbacks = run.callbacks = make_callbacks(options_);
   run.loggers_ = make_loggers(options_, run.settings, run.strategy_->is_global_zero());
   if (options_.profiler() && !options_.profiler()->empty()) {
@@ -337,7 +339,9 @@ void Trainer::Engine::run_teardown() {
 // ended the run is the one that leaves it.
 void Trainer::Engine::on_exception(const std::exception& exception) {
   run.status = TrainerStatus::kInterrupted;
-  if (run.strategy_->world_size() > 1) report_failure(exception.what());
+  if (run.strategy_->world_size() > 1 && !report_failure(exception.what())) {
+    run.strategy_->continue_alone();
+  }
   const auto attempt = [](auto&& f) {
     try {
       f();
@@ -401,6 +405,8 @@ auto Trainer::Engine::run_call(Call call, RunStage&& run_stage) -> decltype(run_
     } else {
       run.strategy_->setup(*run.module, nullptr);
     }
+    auto& inputs = run.module->example_input_array;
+    inputs = run.strategy_->materialized(std::move(inputs));
     log_hyperparams();
     if (run.strategy_->restore_checkpoint_after_setup()) restore_modules();
     if (checkpoint && run.fitting()) restore_training_state(run, *fit_loop, *checkpoint);
@@ -735,6 +741,16 @@ std::vector<std::vector<Batch>> Trainer::predict(std::shared_ptr<LightningModule
                                                  const RunArguments& arguments) {
   return engine_->predict(engine_->evaluation_call(Stage::kPredict, std::move(module),
                                                    std::move(datamodule), false, arguments));
+}
+
+Scope Trainer::init_module(std::optional<bool> empty_init) {
+  auto tensors = init_tensor();
+  return both(strategy().module_init_context(empty_init), std::move(tensors));
+}
+
+Scope Trainer::init_tensor() {
+  auto device = default_device_scope(strategy().root_device());
+  return both(strategy().tensor_init_context(), std::move(device));
 }
 
 void Trainer::set_should_stop(bool stop) { engine_->run.should_stop = stop; }

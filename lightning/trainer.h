@@ -23,6 +23,7 @@
 #include "lightning/fwd.h"
 #include "lightning/metric_map.h"
 #include "lightning/optim/optimizers.h"
+#include "lightning/scope.h"
 #include "lightning/trainer_options.h"
 #include "lightning/trainer_state.h"
 
@@ -101,7 +102,23 @@ class Trainer {
     return predict(nullptr, Loaders(), arguments);
   }
 
-  // Ends fit after the batch that runs, once min_epochs and min_steps are reached.
+  // Around the construction of a model that this Trainer will run, beside configure_model, which
+  // has it of itself: parameters and buffers are made on this process's device, in the dtype of the
+  // precision.
+  //   empty_init   true: without memory or draws, in no time; their values, the same bit for bit as
+  //                of an ordinary construction on that device, are made when a run sets the model
+  //                up, or come from its ckpt_path. Until then they can be neither read nor
+  //                written. Under fsdp no process ever holds them all. false: at once, under fsdp
+  //                on the host. None: the strategy decides: fsdp as true, the others as false.
+  // Source: Lightning 2.6, `Trainer.init_module`.
+  Scope init_module(std::optional<bool> empty_init = std::nullopt);
+  // Around the creation of tensors: on this process's device, floating point in the precision's
+  // dtype. Literals (torch::tensor({1, 2})) stay on the CPU.
+  // Source: Lightning 2.6, `Fabric.init_tensor`.
+  Scope init_tensor();
+
+  // Ends fit after the batch that runs, once min_epochs and min_steps are reached; on all ranks
+  // where one of several says so.
   void set_should_stop(bool stop);
   bool should_stop() const;
 

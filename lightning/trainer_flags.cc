@@ -219,20 +219,11 @@ void set_fast_dev_run(const TrainerOptions& options, Settings& settings) {
            " batch(es) each; nothing is logged or saved."));
 }
 
-void refuse_unbuilt(const TrainerOptions& options) {
-  const auto not_built = [](const std::string& flag, const std::string& instead) {
-    throw MisconfigurationError(
-        str("Trainer got ", flag, ", which this version does not do yet. ", instead));
-  };
-  at_least("num_nodes", options.num_nodes(), 1, "1 or more");
-  if (options.sync_batchnorm()) not_built("sync_batchnorm=true", "Leave it out.");
-}
-
 }  // namespace
 
 Settings check_flags(const TrainerOptions& options) {
   Settings settings;
-  refuse_unbuilt(options);
+  at_least("num_nodes", options.num_nodes(), 1, "1 or more");
   check_barebones(options);
 
   if (options.max_epochs()) at_least("max_epochs", *options.max_epochs(), -1, "0 or more, or -1");

@@ -96,7 +96,8 @@ struct TrainerOptions : Options<TrainerOptions> {
   OPTION(Part<Accelerator>, accelerator, "auto",
          "Kind of device: cpu, cuda (gpu), or auto for the best there is.");
   OPTION(Part<Strategy>, strategy, "auto",
-         "How devices work together: single_device, ddp, or auto: ddp for more than one device.");
+         "How devices work together: single_device, ddp, fsdp, or auto: ddp for more than one "
+         "device.");
   OPTION(DevicesFlag, devices, std::string("auto"),
          "Devices to use: a count, a list of indices, \"0,1\", -1 for all, or auto.");
   OPTION(int64_t, num_nodes, 1, "Machines that take part.");
@@ -166,7 +167,8 @@ struct TrainerOptions : Options<TrainerOptions> {
   OPTION(std::vector<Plugin>, plugins, {},
          "Precision, checkpoint IO (AsyncCheckpointIO) or cluster environment (SLURMEnvironment, "
          "TorchElasticEnvironment, MPIEnvironment, KubeflowEnvironment, LightningEnvironment).");
-  OPTION(bool, sync_batchnorm, false, "Whether BatchNorm takes its statistics over all processes.");
+  OPTION(bool, sync_batchnorm, false,
+         "Whether BatchNorm takes its statistics over all processes in training.");
   OPTION(int64_t, reload_dataloaders_every_n_epochs, 0,
          "Asks for new data loaders every n epochs; 0 for never.");
   OPTION(std::optional<std::string>, default_root_dir, std::nullopt,

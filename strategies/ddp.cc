@@ -79,6 +79,7 @@ class DDPStrategy : public ParallelStrategy {
 
   void setup(torch::nn::Module& module, const ConfigureOptimizers& configure_optimizers) override {
     reducer_.reset();
+    materialize(module);
     precision().convert_module(module);
     module.to(root_device());
     verify_same_module(module);

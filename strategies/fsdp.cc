@@ -6,12 +6,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
-#include <typeinfo>
 #include <unordered_set>
 #include <utility>
 
+#include "lightning/checkpoint/async_io.h"
 #include "lightning/checkpoint/checkpoint_file.h"
+#include "lightning/checkpoint/checkpoint_search.h"
+#include "lightning/distributed/side_channel.h"
 #include "lightning/errors.h"
 #include "lightning/module.h"
 #include "lightning/param/activation_checkpoint.h"
@@ -36,6 +39,7 @@ class FSDPStrategy : public ParallelStrategy {
     check("sharding_strategy", options_.sharding_strategy(),
           {"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD"});
     check("state_dict_type", options_.state_dict_type(), {"full", "sharded"});
+    check("checkpoint_layout", options_.checkpoint_layout(), {"fsdp", "model_parallel"});
     if (is_hybrid() == options_.device_mesh().empty()) {
       throw MisconfigurationError(
           str("FSDPStrategy got sharding_strategy=\"", options_.sharding_strategy(), "\" ",
@@ -62,16 +66,11 @@ class FSDPStrategy : public ParallelStrategy {
 
   ~FSDPStrategy() override { forget_module(); }
 
-  // What is constructed in it has no memory until setup().
+  // What is constructed in it has no memory until setup(); or it is whole, on the host.
   Scope module_init_context(std::optional<bool> empty_init) override {
-    auto modules = ParallelStrategy::module_init_context(empty_init);
-    if (!empty_init.value_or(true)) return modules;
-    deferred_ = std::make_unique<DeferredInit>(root_device());
-    auto record = deferred_->record();
-    return scope_exit([modules, record]() mutable {
-      record.reset();
-      modules.reset();
-    });
+    const bool is_empty = empty_init.value_or(true);
+    auto modules = ParallelStrategy::module_init_context(is_empty);
+    return is_empty ? modules : both(default_device_scope(at::kCPU), modules);
   }
 
   void setup(torch::nn::Module& module, const ConfigureOptimizers& configure_optimizers) override {
@@ -80,14 +79,11 @@ class FSDPStrategy : public ParallelStrategy {
           "The strategy fsdp got precision=\"16-mixed\", whose gradient scaler looks at one rank's "
           "gradients. Use \"bf16-mixed\", which needs no scaler, or strategy=\"ddp\".");
     }
-    const auto& io = checkpoint_io();
-    const auto own = default_checkpoint_io();
-    const auto& ours = *own;
-    if (saves_shards() && typeid(io) != typeid(ours)) {
+    if (saves_shards() && !can_look_into(checkpoint_io())) {
       throw MisconfigurationError(
-          "The strategy fsdp got state_dict_type=\"sharded\" and a CheckpointIO plugin, which "
-          "saves "
-          "what one process has. Leave the plugin out, or give state_dict_type=\"full\".");
+          "The strategy fsdp got state_dict_type=\"sharded\" and a CheckpointIO plugin of another "
+          "format, which saves what one process has. Leave the plugin out, give AsyncCheckpointIO, "
+          "or state_dict_type=\"full\".");
     }
     if (!has(module)) shard(module);
     for (const auto& shard : shards_->all()) shard->slice.mutable_grad() = at::Tensor();
@@ -105,11 +101,7 @@ class FSDPStrategy : public ParallelStrategy {
     shards_->follow_flags();
     auto use = units_->use(/*backward_follows=*/training);
     if (!training || checkpoints_ == nullptr) return use;
-    auto regions = checkpoints_->use();
-    return scope_exit([use, regions]() mutable {
-      regions.reset();
-      use.reset();
-    });
+    return both(checkpoints_->use(), use);
   }
 
   void backward(const at::Tensor& loss,
@@ -119,7 +111,12 @@ class FSDPStrategy : public ParallelStrategy {
 
   at::Tensor optimizer_step(const OptimizerStep& step) override {
     give_slices(step.optimizer, *shards_);  // a callback may have added parameters
-    auto loss = ParallelStrategy::optimizer_step(step);
+    auto own = step;
+    own.after_closure = [&] {
+      step.after_closure();
+      shards_->wait_for_reads();
+    };
+    auto loss = ParallelStrategy::optimizer_step(own);
     units_->changed();
     return loss;
   }
@@ -149,16 +146,19 @@ class FSDPStrategy : public ParallelStrategy {
 
   State model_state(const torch::nn::Module& module) override {
     if (shards_ == nullptr) return ParallelStrategy::model_state(module);
+    check_all_there();
     return model_state_of(module, *shards_, kind(), is_global_zero());
   }
   void load_model_state(torch::nn::Module& module, const State& state, bool strict) override {
     if (shards_ == nullptr) return ParallelStrategy::load_model_state(module, state, strict);
+    shards_->wait_for_reads();
     load_model_state_of(module, *shards_, state, strict);
     units_->changed();
   }
   State optimizer_state(torch::optim::Optimizer& optimizer,
                         const torch::nn::Module& module) override {
     if (shards_ == nullptr) return ParallelStrategy::optimizer_state(optimizer, module);
+    check_all_there();
     return optimizer_state_of(optimizer, *shards_, kind(), is_global_zero());
   }
   void load_optimizer_state(torch::optim::Optimizer& optimizer, const torch::nn::Module& module,
@@ -171,10 +171,21 @@ class FSDPStrategy : public ParallelStrategy {
 
   void save_checkpoint(const State& checkpoint, const std::string& path) override {
     if (!saves_shards()) return ParallelStrategy::save_checkpoint(checkpoint, path);
-    save_sharded_checkpoint(checkpoint, path, *this);
+    const auto plan = [&](State state) {
+      const bool is_fsdp = options_.checkpoint_layout() == "fsdp";
+      return plan_sharded_save(std::move(state), path, is_fsdp ? "model" : "state_dict", *this,
+                               side_channel());
+    };
+    auto* const background = background_io();
+    if (background == nullptr) return plan(checkpoint)();
+    background->save_together(checkpoint, path, plan);
   }
   State load_checkpoint(const std::string& path) override {
-    if (detect_format(path) == CheckpointFormat::kSharded) return load_sharded_checkpoint(path);
+    if (auto* const background = background_io()) background->wait();
+    if (!can_look_into(checkpoint_io())) return ParallelStrategy::load_checkpoint(path);
+    const auto format = detect_format(path);
+    if (format == CheckpointFormat::kSharded) return load_sharded_checkpoint(path, shard_place());
+    if (format == CheckpointFormat::kTorch) return load_file_in_shares(path, *this);
     return ParallelStrategy::load_checkpoint(path);
   }
 
@@ -208,6 +219,22 @@ class FSDPStrategy : public ParallelStrategy {
     return true;
   }
 
+  ShardPlace shard_place() const {
+    if (options_.sharding_strategy() == "NO_SHARD") return {};
+    const auto parts = is_hybrid() ? options_.device_mesh()[1] : world_size();
+    return {global_rank() % parts, parts};
+  }
+
+  AsyncCheckpointIO* background_io() const {
+    return dynamic_cast<AsyncCheckpointIO*>(&checkpoint_io());
+  }
+
+  SideChannel& side_channel() {
+    if (!channel_ && world() != nullptr) channel_ = world()->side_channel("checkpoints");
+    if (!channel_) channel_.emplace();
+    return *channel_;
+  }
+
   bool saves_shards() const { return options_.state_dict_type() == "sharded"; }
   StateKind kind() const { return saves_shards() ? StateKind::kSharded : StateKind::kFull; }
 
@@ -219,13 +246,14 @@ class FSDPStrategy : public ParallelStrategy {
 
     ShardKeeperOptions options;
     options.device = root_device();
+    options.on_host = options_.cpu_offload();
     if (precision().compute_dtype() != precision().parameter_dtype()) {
       options.compute_dtype = precision().compute_dtype();
     }
     make_groups(options);
     auto keeper = std::make_unique<ShardKeeper>(std::move(options));
     shards_ = keeper.get();
-    materialize(module);
+    materialize_shards(module);
     move_buffers(module);
     UnitsOptions when;
     when.release_after_forward = options_.sharding_strategy() != "SHARD_GRAD_OP";
@@ -235,6 +263,15 @@ class FSDPStrategy : public ParallelStrategy {
     if (!recomputed.empty()) {
       checkpoints_ = std::make_unique<ActivationCheckpoints>(module, recomputed);
     }
+  }
+
+  // Errors: CheckpointError where other ranks have gone with their shards.
+  void check_all_there() const {
+    if (shards_->parts() == 1 || world() != nullptr) return;
+    throw CheckpointError(
+        str("The model is in ", shards_->parts(),
+            " shards, and the ranks that hold the others have ended: it cannot be saved any more. "
+            "Resume from the last checkpoint that was saved before."));
   }
 
   bool is_hybrid() const { return options_.sharding_strategy() == "HYBRID_SHARD"; }
@@ -257,18 +294,17 @@ class FSDPStrategy : public ParallelStrategy {
   }
 
   void convert(torch::nn::Module& module) {
-    const bool is_deferred = deferred_ != nullptr && deferred_->size() > 0;
-    const Scope record = is_deferred ? deferred_->record() : nullptr;
+    const Scope record = deferred_init() == nullptr ? nullptr : record_construction();
     precision().convert_module(module);
   }
 
   // Of a model that was born empty: parameter after parameter, of which this rank keeps its rows.
-  void materialize(torch::nn::Module& module) {
+  void materialize_shards(torch::nn::Module& module) {
     std::unordered_set<const void*> buffers;
     std::vector<at::Tensor> tensors;
     const auto add = [&](const std::string& name, const at::Tensor& tensor) {
       if (!tensor.defined() || !tensor.is_meta()) return false;
-      if (deferred_ == nullptr || !deferred_->is_deferred(tensor)) {
+      if (deferred_init() == nullptr || !deferred_init()->is_deferred(tensor)) {
         throw MisconfigurationError(
             str("\"", name,
                 "\" is on the meta device, where it has no values. Construct the model on the CPU, "
@@ -282,21 +318,21 @@ class FSDPStrategy : public ParallelStrategy {
       if (add(item.key(), item.value())) buffers.insert(item.value().unsafeGetTensorImpl());
     }
     if (auto* const lightning_module = dynamic_cast<LightningModule*>(&module);
-        lightning_module != nullptr && deferred_ != nullptr) {
+        lightning_module != nullptr && deferred_init() != nullptr) {
       lightning_module->example_input_array.apply([&](const at::Tensor& input) {
-        if (input.defined() && deferred_->is_deferred(input)) {
+        if (input.defined() && deferred_init()->is_deferred(input)) {
           tensors.push_back(input);
           buffers.insert(input.unsafeGetTensorImpl());
         }
         return input;
       });
     }
-    if (tensors.empty()) return deferred_.reset();
-    deferred_->materialize(tensors, [&](const at::Tensor& tensor, const at::Tensor& values) {
+    if (tensors.empty()) return;
+    deferred_init()->materialize(tensors, [&](const at::Tensor& tensor, const at::Tensor& values) {
       if (buffers.count(tensor.unsafeGetTensorImpl()) == 0) return shards_->born(tensor, values);
       tensor.unsafeGetTensorImpl()->shallow_copy_from(values.getIntrusivePtr());
     });
-    deferred_.reset();
+    end_construction();
   }
 
   void move_buffers(torch::nn::Module& module) {
@@ -319,16 +355,26 @@ class FSDPStrategy : public ParallelStrategy {
   }
 
   FSDPStrategyOptions options_;
-  std::unique_ptr<DeferredInit> deferred_;     // until setup()
   const torch::nn::Module* module_ = nullptr;  // whose parameters are in units_
   std::unique_ptr<Units> units_;
   ShardKeeper* shards_ = nullptr;  // units_' keeper
   std::unique_ptr<ActivationCheckpoints> checkpoints_;
+  std::optional<SideChannel> channel_;  // of saves
 };
+
+std::unique_ptr<Strategy> make(const FSDPStrategyOptions& options) {
+  return std::make_unique<FSDPStrategy>(options);
+}
+std::unique_ptr<Strategy> make_offloading(FSDPStrategyOptions options) {
+  return make(options.cpu_offload(true));
+}
 
 const Registration<Strategy> kFSDP{
     "fsdp", "The model in shards; parameters are gathered while they are used.",
-    [](const FSDPStrategyOptions& options) { return std::make_unique<FSDPStrategy>(options); }};
+    [](const FSDPStrategyOptions& options) { return make(options); }};
+const Registration<Strategy> kOffload{
+    "fsdp_cpu_offload", "fsdp, with the shards and the optimizer in host memory.",
+    [](const FSDPStrategyOptions& options) { return make_offloading(options); }};
 
 }  // namespace
 

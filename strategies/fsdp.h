@@ -13,6 +13,12 @@
 // and optimizer state, the root unit and two more units. SHARD_GRAD_OP: one gather less, P bytes of
 // parameters from forward to backward. NO_SHARD: ddp's price.
 //
+// With cpu_offload (the strategy fsdp_cpu_offload) a GPU holds the root unit and two or three more,
+// whatever the size of the model: shards, gradients and optimizer state are in the host's memory
+// (shards and gradients pinned), and the optimizer steps there. Each step every rank's shard goes
+// to the GPU twice, and its gradients come back once, beside what the GPU computes. Gradients of an
+// accumulation stay on the GPU, whole, until its last batch.
+//
 // Under bf16-mixed the optimizer has slices in float32; matrices are gathered, and their gradients
 // reduced, in bfloat16. Parameters of one dim stay in float32.
 //
@@ -48,6 +54,13 @@ struct FSDPStrategyOptions : Options<FSDPStrategyOptions> {
       std::string, state_dict_type, "full",
       "full: checkpoints are one file, put together on rank 0; sharded: a folder into which each "
       "rank writes its part.");
+  OPTION(bool, cpu_offload, false,
+         "Keeps shards, their gradients and the optimizer's state in host memory, where the "
+         "optimizer steps. No effect where the device is the CPU.");
+  OPTION(std::string, checkpoint_layout, "fsdp",
+         "How a sharded checkpoint names the model, for Python to read: fsdp: \"model\", as "
+         "Lightning's FSDPStrategy; model_parallel: \"state_dict\", as its ModelParallelStrategy. "
+         "Both are read.");
   OPTION(std::string, process_group_backend, "", "gloo or nccl; that of the device if not given.");
   OPTION(Duration, timeout, std::string("00:00:30:00"),
          "After what time a collective is an error: DD:HH:MM:SS.");

@@ -122,6 +122,13 @@ void ParallelStrategy::wait_for_all(const std::string& name) {
 bool ParallelStrategy::reduce_any(bool value) { return world_ ? world_->reduce_any(value) : value; }
 bool ParallelStrategy::reduce_all(bool value) { return world_ ? world_->reduce_all(value) : value; }
 
+void ParallelStrategy::continue_alone() {
+  world_ = nullptr;
+  place_.global_rank = 0;
+  place_.world_size = 1;
+  set_log_rank(0);
+}
+
 void ParallelStrategy::verify_same_module(const torch::nn::Module& module) {
   if (world_ == nullptr) return;
   const auto own = description(module);

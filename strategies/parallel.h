@@ -45,6 +45,8 @@ class ParallelStrategy : public Strategy {
   bool reduce_any(bool value) override;
   bool reduce_all(bool value) override;
 
+  void continue_alone() override;
+
  protected:
   // Null in a world of one process, and before setup_environment().
   World* world() const { return world_; }

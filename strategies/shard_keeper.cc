@@ -18,9 +18,14 @@ at::Tensor flat(const at::Tensor& memory) {
   return memory.as_strided({memory.numel()}, {1}, memory.storage_offset());
 }
 
-// As the memory is, with other rows.
-at::Tensor empty_rows(const at::Tensor& memory, int64_t rows, at::ScalarType dtype) {
-  const auto options = memory.options().dtype(dtype);
+at::TensorOptions pinned(at::ScalarType dtype) {
+  return at::TensorOptions().dtype(dtype).device(at::kCPU).pinned_memory(true);
+}
+
+// As the memory is, with other rows; pinned on the host of a GPU where that is asked for.
+at::Tensor empty_rows(const at::Tensor& memory, int64_t rows, at::ScalarType dtype,
+                      bool on_host = false) {
+  const auto options = on_host && !memory.is_cpu() ? pinned(dtype) : memory.options().dtype(dtype);
   if (memory.dim() == 0) return at::empty({rows}, options);
   auto sizes = memory.sizes().vec();
   sizes[0] = rows;
@@ -48,6 +53,15 @@ std::vector<std::pair<Tensors, Tensors>> by_dtype(const Tensors& outputs, const 
   return groups;
 }
 
+void add_gradient(Shard& shard, const at::Tensor& mean) {
+  auto& gradient = shard.slice.mutable_grad();
+  if (gradient.defined()) {
+    gradient.add_(mean);
+  } else {
+    gradient = mean;
+  }
+}
+
 bool is_nccl(const Group& group, const at::Device& device) {
   return device.is_cuda() && group->getBackendName() == "nccl";
 }
@@ -59,6 +73,10 @@ at::Tensor Shard::rows_of(const at::Tensor& whole) const {
 }
 
 ShardKeeper::ShardKeeper(ShardKeeperOptions options) : options_(std::move(options)) {
+  if (options_.on_host && !options_.device.is_cpu()) {
+    from_host_ = std::make_unique<SideStream>(options_.device);
+    to_host_ = std::make_unique<SideStream>(options_.device);
+  }
   if (options_.sharers == nullptr) return;
   parts_ = options_.sharers->getSize();
   part_ = options_.sharers->getRank();
@@ -76,11 +94,14 @@ Shard& ShardKeeper::shard_of(const BackedParameter& parameter) {
 }
 
 bool ShardKeeper::is_in_place(const Shard& shard) const {
-  return parts_ == 1 && shard.padded.scalar_type() == shard.parameter->memory().scalar_type();
+  const auto& memory = shard.parameter->memory();
+  return parts_ == 1 && shard.padded.scalar_type() == memory.scalar_type() &&
+         shard.padded.device() == memory.device();
 }
 
 std::string ShardKeeper::placement() const {
-  return parts_ == 1 ? "kept by the strategy fsdp" : str("in ", parts_, " shards");
+  if (parts_ > 1) return str("in ", parts_, " shards");
+  return from_host_ == nullptr ? "kept by the strategy fsdp" : "kept on the host";
 }
 
 // ---- Set-up -------------------------------------------------------------------------------------
@@ -124,17 +145,25 @@ at::Tensor ShardKeeper::own_rows(const Shard& shard, const at::Tensor& values) c
 void ShardKeeper::born(const at::Tensor& parameter, const at::Tensor& values) {
   const at::NoGradGuard no_grad;
   auto rows = own_rows(part_of(values), values);
-  born_[parameter.unsafeGetTensorImpl()] = parts_ == 1 ? rows : rows.clone();
+  if (from_host_ != nullptr) {
+    rows = rows.to(at::kCPU);
+  } else if (parts_ > 1) {
+    rows = rows.clone();
+  }
+  born_[parameter.unsafeGetTensorImpl()] = rows;
 }
 
 void ShardKeeper::make(BackedParameter& parameter, const at::Tensor& values) {
   const auto& memory = parameter.memory();
   auto shard = std::make_unique<Shard>(part_of(values));
   shard->parameter = &parameter;
-  const bool in_place = parts_ == 1 && values.scalar_type() == memory.scalar_type();
+  const bool in_place =
+      parts_ == 1 && values.scalar_type() == memory.scalar_type() && from_host_ == nullptr;
   if (in_place && values.is_meta()) parameter.allocate();
   shard->padded =
-      in_place ? memory.detach() : empty_rows(memory, shard->rows_each, values.scalar_type());
+      in_place ? memory.detach()
+               : empty_rows(memory, shard->rows_each, values.scalar_type(), options_.on_host);
+  if (parts_ == 1 && memory.dim() == 0) shard->padded = shard->padded.view(at::IntArrayRef());
   if (shard->rows < shard->rows_each) shard->padded.zero_();
   shard->slice = shard->padded.detach();
   if (shard->slice.dim() > 0) shard->slice = shard->slice.narrow(0, 0, shard->rows);
@@ -158,47 +187,65 @@ void ShardKeeper::write_back(Unit& unit) {
     const auto& memory = parameter->memory();
     const auto written =
         memory.dim() == 0 && shard.slice.dim() == 0 ? memory : shard.rows_of(memory);
-    auto values = shard.slice.detach();
+    auto slice = shard.slice.detach();
+    const auto values = slice.to(written.device());
     const auto before = values.to(written.scalar_type());
-    values.copy_(at::where(written == before, values, written.to(values.scalar_type())));
+    slice.copy_(at::where(written == before, values, written.to(values.scalar_type())));
   }
 }
 
 void ShardKeeper::restore() {
   if (parts_ > 1) return;
   for (const auto& shard : shards_) {
-    const auto values = shard->slice.detach().clone();
+    const auto values = shard->slice.detach().to(
+        shard->slice.options().device(options_.device).pinned_memory(false),
+        /*non_blocking=*/false, /*copy=*/true);
     shard->parameter->restore(values.view(shard->sizes));
   }
 }
 
 // ---- Whole --------------------------------------------------------------------------------------
 
+// The rows of this rank on the device, as they are gathered.
+at::Tensor ShardKeeper::fetch(const Shard& shard) const {
+  const auto rows = flat(shard.padded).to(options_.device, /*non_blocking=*/true);
+  return parts_ == 1 ? rows : rows.to(shard.parameter->memory().scalar_type());
+}
+
 void ShardKeeper::gather(Unit& unit) {
   const at::NoGradGuard no_grad;
-  Gathering gathering;
-  std::vector<at::Tensor> outputs;
+  std::vector<Shard*> shards;
   for (const auto& parameter : unit.parameters()) {
-    const auto& shard = shard_of(*parameter);
+    auto& shard = shard_of(*parameter);
     if (is_in_place(shard)) continue;
     parameter->allocate();
-    const auto& memory = parameter->memory();
-    if (parts_ == 1) {
-      flat(memory).copy_(flat(shard.padded));
-      continue;
-    }
-    if (memory.numel() == 0) continue;
-    gathering.inputs.push_back(flat(shard.padded).to(memory.scalar_type()));
-    if (memory.dim() > 0) {
+    if (parameter->memory().numel() > 0) shards.push_back(&shard);
+  }
+  Gathering gathering;
+  std::vector<at::Tensor> outputs;
+  for (const auto* const shard : shards) {
+    const auto& memory = shard->parameter->memory();
+    if (parts_ == 1 || memory.dim() > 0) {
       outputs.push_back(flat(memory));
     } else {
       outputs.push_back(at::empty({parts_}, memory.options()));
       gathering.copies.emplace_back(memory, outputs.back()[0]);
     }
   }
-  for (auto& [to, from] : by_dtype(outputs, gathering.inputs)) {
-    gathering.works.push_back(options_.sharers->allgather_into_tensor_coalesced(to, from));
+  // Who used the memory before must be through with it.
+  std::optional<c10::Event> allocated;
+  if (from_host_ != nullptr) allocated = from_host_->mark_current();
+  const Scope beside = from_host_ == nullptr ? nullptr : from_host_->use();
+  for (const auto* const shard : shards) gathering.inputs.push_back(fetch(*shard));
+  if (allocated) from_host_->wait_for(*allocated);
+  if (parts_ == 1) {
+    for (size_t i = 0; i < outputs.size(); ++i) outputs[i].copy_(gathering.inputs[i]);
+  } else {
+    for (auto& [to, from] : by_dtype(outputs, gathering.inputs)) {
+      gathering.works.push_back(options_.sharers->allgather_into_tensor_coalesced(to, from));
+    }
   }
+  if (from_host_ != nullptr) gathering.fetched = from_host_->mark();
   gatherings_[unit.index()] = std::move(gathering);
 }
 
@@ -206,9 +253,19 @@ void ShardKeeper::wait(Unit& unit) {
   const auto found = gatherings_.find(unit.index());
   if (found == gatherings_.end()) return;
   const at::NoGradGuard no_grad;
-  for (const auto& work : found->second.works) work->wait();
-  for (const auto& [to, from] : found->second.copies) to.copy_(from);
+  const auto& gathering = found->second;
+  for (const auto& work : gathering.works) work->wait();
+  if (gathering.fetched) {
+    from_host_->current_waits_for(*gathering.fetched);
+    const Scope beside = from_host_->use();  // whose memory the inputs are
+    for (const auto& work : gathering.works) work->wait();
+  }
+  for (const auto& [to, from] : gathering.copies) to.copy_(from);
   gatherings_.erase(found);
+}
+
+void ShardKeeper::wait_for_reads() const {
+  if (from_host_ != nullptr) from_host_->mark().synchronize();
 }
 
 void ShardKeeper::release(Unit& unit) {
@@ -257,6 +314,7 @@ void ShardKeeper::backward_end() {
   }
   if (!left.empty()) start_reduction(left);
   finish_reduction();
+  land();
 }
 
 // All ranks' rows one after the other, as they lie in the gathered parameter.
@@ -283,6 +341,11 @@ void ShardKeeper::start_reduction(const std::vector<std::pair<Shard*, at::Tensor
       reduction_.outputs.push_back(reduction_.inputs.back());
     }
   }
+  start_collectives();
+  if (to_host_ != nullptr) reduction_.launched = to_host_->mark_current();
+}
+
+void ShardKeeper::start_collectives() {
   Tensors outputs;
   for (const auto& output : reduction_.outputs) outputs.push_back(flat(output));
   if (parts_ > 1) {
@@ -305,26 +368,46 @@ void ShardKeeper::start_reduction(const std::vector<std::pair<Shard*, at::Tensor
   }
 }
 
-void ShardKeeper::finish_reduction() {
-  auto done = std::exchange(reduction_, Reduction());
-  for (const auto& work : done.works) work->wait();
+at::Tensor ShardKeeper::mean_of(const Reduction& reduction, size_t index) const {
   int64_t ranks = 1;  // over which backends have summed
   for (const auto& group : {options_.sharers, options_.replicas}) {
     if (group != nullptr && !is_nccl(group, options_.device)) ranks *= group->getSize();
   }
-  for (size_t i = 0; i < done.shards.size(); ++i) {
-    auto& slice = done.shards[i]->slice;
-    auto mean = done.outputs[i];
-    if (ranks > 1) mean.div_(ranks);
-    if (slice.dim() > 0) mean = mean.narrow(0, 0, slice.size(0));
-    mean = mean.to(slice.scalar_type());
-    auto& gradient = slice.mutable_grad();
-    if (gradient.defined()) {
-      gradient.add_(mean);
-    } else {
-      gradient = mean;
-    }
+  const auto& slice = reduction.shards[index]->slice;
+  auto mean = reduction.outputs[index];
+  if (ranks > 1) mean.div_(ranks);
+  if (slice.dim() > 0) mean = mean.narrow(0, 0, slice.size(0));
+  return mean.to(slice.scalar_type());
+}
+
+void ShardKeeper::finish_reduction() {
+  auto done = std::exchange(reduction_, Reduction());
+  if (to_host_ != nullptr) return bring(std::move(done));
+  for (const auto& work : done.works) work->wait();
+  for (size_t i = 0; i < done.shards.size(); ++i) add_gradient(*done.shards[i], mean_of(done, i));
+}
+
+void ShardKeeper::bring(Reduction reduction) {
+  land();
+  if (reduction.shards.empty()) return;
+  const Scope beside = to_host_->use();
+  to_host_->wait_for(*reduction.launched);
+  for (const auto& work : reduction.works) work->wait();
+  for (size_t i = 0; i < reduction.shards.size(); ++i) {
+    landing_.means.push_back(mean_of(reduction, i));
+    const auto& mean = landing_.means.back();
+    auto gradient = at::empty_strided(mean.sizes(), mean.strides(), pinned(mean.scalar_type()));
+    gradient.copy_(mean, /*non_blocking=*/true);
+    landing_.gradients.emplace_back(reduction.shards[i], gradient);
   }
+  landing_.reduction = std::move(reduction);
+  landing_.landed = to_host_->mark();
+}
+
+void ShardKeeper::land() {
+  const auto there = std::exchange(landing_, Landing());
+  if (there.landed) there.landed->synchronize();
+  for (const auto& [shard, gradient] : there.gradients) add_gradient(*shard, gradient);
 }
 
 // ---- For the strategy ---------------------------------------------------------------------------
@@ -335,9 +418,10 @@ bool ShardKeeper::writes() const {
 
 at::Tensor ShardKeeper::sum_over_sharers(const at::Tensor& value) const {
   if (parts_ == 1) return value;
-  std::vector<at::Tensor> one{value.clone()};
+  std::vector<at::Tensor> one{
+      value.to(options_.device, value.scalar_type(), /*non_blocking=*/false, /*copy=*/true)};
   options_.sharers->allreduce(one)->wait();
-  return one[0];
+  return one[0].to(value.device());
 }
 
 at::Tensor ShardKeeper::collect(const Shard& shard, const at::Tensor& rows) const {

@@ -3,6 +3,10 @@
 //
 // A parameter of R rows on S ranks has ceil(R / S) rows on each, the last ones padded, so that one
 // collective moves all parameters of a unit without a copy. A parameter without dims is a row.
+//
+// Shards may lie in host memory: a unit's are copied to the GPU to be gathered, and its gradients
+// back once they are reduced, on streams of their own while the GPU computes. At the end of
+// backward() all gradients are there.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,6 +21,7 @@
 #include <vector>
 
 #include "lightning/param/units.h"
+#include "strategies/side_stream.h"
 
 namespace c10d {
 class ProcessGroup;
@@ -46,6 +51,8 @@ struct ShardKeeperOptions {
   // Ranks that share a parameter, and those that have the same rows; null where it is one rank.
   c10::intrusive_ptr<c10d::ProcessGroup> sharers, replicas;
   at::Device device = at::kCPU;
+  // Shards and their gradients in host memory, pinned where `device` is a GPU.
+  bool on_host = false;
   // In which parameters of two and more dims are gathered; else in their own.
   std::optional<at::ScalarType> compute_dtype;
 };
@@ -75,6 +82,9 @@ class ShardKeeper : public UnitKeeper {
   // Gives slices the requires_grad of parameters where that has changed. A slice that was told by
   // its optimizer that it needs no gradient (toggle_optimizer) gets none.
   void follow_flags();
+  // The GPU has read what it was given of slices: they may be written. Waits for it, where they are
+  // on the host.
+  void wait_for_reads() const;
   // Of gradients, on all ranks: summed over those that share parameters.
   at::Tensor sum_over_sharers(const at::Tensor& value) const;
   // What each rank has of a tensor of the parameter's shape, as a whole in the host memory of the
@@ -102,11 +112,20 @@ class ShardKeeper : public UnitKeeper {
     Works works;
     std::vector<at::Tensor> inputs;                         // alive until they were sent
     std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // to, from: once they are there
+    std::optional<c10::Event> fetched;                      // from the host
   };
   struct Reduction {
     Works works;
     std::vector<at::Tensor> inputs, outputs;
     std::vector<Shard*> shards;
+    std::optional<c10::Event> launched;  // where gradients go to the host
+  };
+  // Gradients on their way to the host, and what the copies read, alive until they are there.
+  struct Landing {
+    std::vector<std::pair<Shard*, at::Tensor>> gradients;
+    Reduction reduction;
+    std::vector<at::Tensor> means;
+    std::optional<c10::Event> landed;
   };
 
   Shard& shard_of(const BackedParameter& parameter);
@@ -118,8 +137,14 @@ class ShardKeeper : public UnitKeeper {
   // This rank's rows of rank 0's values.
   at::Tensor own_rows(const Shard& shard, const at::Tensor& values) const;
   at::Tensor reduce_input(const Shard& shard, const at::Tensor& gradient) const;
+  at::Tensor fetch(const Shard& shard) const;
   void start_reduction(const std::vector<std::pair<Shard*, at::Tensor>>& gradients);
+  void start_collectives();
   void finish_reduction();
+  // Over all ranks, of one of a reduction's gradients: this rank's rows.
+  at::Tensor mean_of(const Reduction& reduction, size_t index) const;
+  void bring(Reduction reduction);
+  void land();
 
   ShardKeeperOptions options_;
   int64_t parts_ = 1, part_ = 0;
@@ -130,6 +155,9 @@ class ShardKeeper : public UnitKeeper {
   std::unordered_map<const void*, Shard*> by_tensor_;
   std::map<int64_t, Gathering> gatherings_;  // under way, by unit
   Reduction reduction_;                      // one is under way at most
+  Landing landing_;                          // likewise
+  // Both null where shards are not on the host of a GPU.
+  std::unique_ptr<SideStream> from_host_, to_host_;
 };
 
 }  // namespace lightning

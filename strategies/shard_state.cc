@@ -41,7 +41,9 @@ State shown(const ShardKeeper& shards, const Shard& shard, const at::Tensor& row
 }
 
 // The box of `to`, which begins at `offsets` of the whole tensor.
+// Errors: CheckpointError where the chunks that are here do not cover it.
 void copy_box(at::Tensor to, const std::vector<int64_t>& offsets, const TensorState& from) {
+  int64_t copied = 0;
   for (const auto& chunk : from.chunks) {
     auto target = to, source = chunk.tensor;
     bool meets = true;
@@ -55,8 +57,16 @@ void copy_box(at::Tensor to, const std::vector<int64_t>& offsets, const TensorSt
       target = target.narrow(d, begin - offsets[dim], end - begin);
       source = source.narrow(d, begin - chunk.offsets[dim], end - begin);
     }
-    if (meets) target.copy_(source);
+    if (!meets) continue;
+    target.copy_(source);
+    copied += target.numel();
   }
+  if (copied == to.numel()) return;
+  throw CheckpointError(str("The checkpoint's tensor of shape ", c10::IntArrayRef(from.sizes),
+                            " was read in parts, of which ", copied, " elements of a box of ",
+                            to.sizes(), " at ", c10::IntArrayRef(offsets),
+                            " are here: it is a parameter in the checkpoint and another thing in "
+                            "this module. Build the module as it was when it was saved."));
 }
 
 void copy_rows(const Shard& shard, at::Tensor rows, const TensorState& from) {

@@ -4,15 +4,23 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <unordered_set>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "lightning/checkpoint/atomic_file.h"
 #include "lightning/checkpoint/checkpoint_file.h"
 #include "lightning/checkpoint/dcp.h"
+#include "lightning/checkpoint/mapped_file.h"
 #include "lightning/checkpoint/migration.h"
+#include "lightning/checkpoint/torch_archive.h"
 #include "lightning/checkpoint/torch_file.h"
 #include "lightning/errors.h"
 #include "lightning/files.h"
@@ -21,6 +29,7 @@ namespace lightning {
 namespace {
 
 using Item = DcpMetadata::Item;
+using DcpKey = std::variant<int64_t, std::string>;
 
 constexpr const char* kValues = "meta.pt";
 
@@ -92,12 +101,12 @@ Item item_of(const State& state) {
 // ---- The folder ---------------------------------------------------------------------------------
 
 // What goes into the ranks' files, and what does not.
-std::pair<State, State> take_apart(const State& checkpoint) {
+std::pair<State, State> take_apart(const State& checkpoint, const std::string& model_key) {
   auto sharded = State::dict(), values = State::dict();
   for (const auto& [key, value] : checkpoint.as_dict()) {
     const auto name = to_string(key);
     if (name == "state_dict") {
-      sharded["model"] = value;
+      sharded[model_key] = value;
     } else if (name == "optimizer_states") {
       const auto& optimizers = value.as_list();
       for (size_t i = 0; i < optimizers.size(); ++i) sharded[str("optimizer_", i)] = optimizers[i];
@@ -132,49 +141,162 @@ void put_in_place(const std::string& made, const std::string& path) {
   sync_folder(slash == std::string::npos ? "." : path.substr(0, slash + 1));
 }
 
-}  // namespace
+// ---- Reading ------------------------------------------------------------------------------------
 
-void save_sharded_checkpoint(const State& checkpoint, const std::string& given,
-                             Collectives& ranks) {
-  auto path = given;
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  const auto made = path + ".unfinished";
-  const bool is_first = ranks.global_rank() == 0;
-  if (is_first) {
-    remove_checkpoint_file(made);
-    make_directories(made);
+// The names of parameters, and of what optimizers keep for each element of one. Which tensors are
+// parameters is told by the optimizers' states; a tensor of which that is not known is taken whole.
+std::unordered_set<std::string> cut_tensors(const DcpMetadata& metadata) {
+  std::unordered_set<std::string> cut;
+  for (const auto& item : metadata.items) {  // "optimizer_0", "state", "net.weight", "exp_avg"
+    if (item.path.size() != 4 || item.path[1] != DcpKey("state") || item.sizes.empty()) continue;
+    const auto* name = std::get_if<std::string>(&item.path[2]);
+    for (const char* model : {"model.", "state_dict."}) {
+      const auto* weight = name != nullptr ? metadata.find(model + *name) : nullptr;
+      if (weight == nullptr || weight->sizes != item.sizes) continue;
+      cut.insert(item.fqn);
+      cut.insert(weight->fqn);
+    }
   }
-  ranks.barrier("sharded checkpoint: the folder is there");
-  const auto [sharded, values] = take_apart(checkpoint);
-  State::List own;
-  for (const auto& item : write_dcp_rank(sharded, made, ranks.global_rank())) {
-    own.push_back(state_of(item));
-  }
-  const auto all = ranks.all_gather_states(std::move(own));
-  if (!is_first) return;
-  write_torch_file(values, made + "/" + kValues);
-  std::vector<Item> items;
-  for (const auto& of_rank : all) {
-    for (const auto& item : of_rank.as_list()) items.push_back(item_of(item));
-  }
-  write_dcp_metadata(items, made);
-  put_in_place(made, path);
+  return cut;
 }
 
-State load_sharded_checkpoint(const std::string& path) {
-  State state = DcpReader(path).read_all(/*whole=*/false);
-  const auto values = path + "/" + kValues;
-  if (::access(values.c_str(), F_OK) == 0) {
-    const auto read = read_torch_file(values);
-    for (const auto& [key, value] : read.as_dict()) state[key] = value;
-  }
+State as_checkpoint(State state, CheckpointFormat format, const std::string& path) {
   try {
-    state = as_trainer_checkpoint(std::move(state), CheckpointFormat::kSharded);
+    state = as_trainer_checkpoint(std::move(state), format);
   } catch (const CheckpointError& error) {
     throw CheckpointError(str("Cannot load the checkpoint ", path, ": ", error.what()));
   }
   migrate_checkpoint(state, path);
   return state;
+}
+
+// ---- A save -------------------------------------------------------------------------------------
+
+// What went wrong in `work`; empty for nothing.
+template <class F>
+std::string error_of(F&& work) {
+  try {
+    work();
+    return "";
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
+std::string first_error(const std::vector<std::string>& errors) {
+  for (size_t rank = 0; rank < errors.size(); ++rank) {
+    if (!errors[rank].empty()) return str("On rank ", rank, ": ", errors[rank]);
+  }
+  return "";
+}
+
+class ShardedSave {
+ public:
+  ShardedSave(State checkpoint, std::string path, std::string model_key, Collectives& ranks,
+              SideChannel channel)
+      : path_(std::move(path)), model_key_(std::move(model_key)), channel_(std::move(channel)) {
+    while (path_.size() > 1 && path_.back() == '/') path_.pop_back();
+    made_ = path_ + ".unfinished";
+    begin(ranks);
+    plan(std::move(checkpoint), ranks);
+  }
+
+  void write() {
+    const auto own = error_of([this] { writer_->write(made_); });
+    auto error = first_error(channel_.gather(name_ + "/written", own));
+    if (channel_.rank() == 0) {
+      if (error.empty()) error = error_of([this] { complete(); });
+      if (!error.empty()) error_of([this] { remove_checkpoint_file(made_); });
+    }
+    check(channel_.broadcast(name_ + "/outcome", error));
+  }
+
+ private:
+  void check(const std::string& error) const {
+    if (error.empty()) return;
+    throw CheckpointError(str("The checkpoint ", path_, " was not saved. ", error));
+  }
+
+  // The folder is there, and the save has a name.
+  void begin(Collectives& ranks) {
+    static int64_t saves = 0;  // of rank 0
+    State begun;
+    if (ranks.is_global_zero()) {
+      const auto error = error_of([this] {
+        remove_checkpoint_file(made_);
+        make_directories(made_);
+      });
+      begun = State::List{str(saves++), error};
+    }
+    begun = ranks.broadcast(std::move(begun));
+    name_ = begun.as_list()[0].as_string();
+    check(begun.as_list()[1].as_string());
+  }
+
+  void plan(State checkpoint, Collectives& ranks) {
+    State::List items;
+    const auto own = error_of([&] {
+      auto [sharded, values] = take_apart(checkpoint, model_key_);
+      if (ranks.is_global_zero()) values_ = std::move(values);
+      writer_.emplace(std::move(sharded), ranks.global_rank());
+      for (const auto& item : writer_->items()) items.push_back(state_of(item));
+    });
+    std::vector<std::string> errors;
+    for (const auto& of_rank : ranks.all_gather_states(State::List{own, std::move(items)})) {
+      errors.push_back(of_rank.as_list()[0].as_string());
+      if (!ranks.is_global_zero()) continue;
+      for (const auto& item : of_rank.as_list()[1].as_list()) items_.push_back(item_of(item));
+    }
+    check(first_error(errors));
+  }
+
+  void complete() {
+    write_torch_file(values_, made_ + "/" + kValues);
+    write_dcp_metadata(items_, made_);
+    put_in_place(made_, path_);
+  }
+
+  std::string path_, made_, model_key_;
+  std::string name_;  // the same on all ranks
+  SideChannel channel_;
+  std::optional<DcpRankWriter> writer_;
+  State values_;             // on rank 0, as those below
+  std::vector<Item> items_;  // of all ranks
+};
+
+}  // namespace
+
+std::function<void()> plan_sharded_save(State checkpoint, const std::string& path,
+                                        const std::string& model_key, Collectives& ranks,
+                                        SideChannel channel) {
+  auto save = std::make_shared<ShardedSave>(std::move(checkpoint), path, model_key, ranks,
+                                            std::move(channel));
+  return [save] { save->write(); };
+}
+
+State load_sharded_checkpoint(const std::string& path, const ShardPlace& place) {
+  const DcpReader reader(path);
+  const auto cut = cut_tensors(reader.metadata());
+  State state = reader.tree([&](const Item& item) -> State {
+    if (!item.is_tensor) return reader.read_value(item.fqn);
+    std::vector<int64_t> offsets(item.sizes.size(), 0);
+    auto sizes = item.sizes;
+    if (cut.count(item.fqn) > 0) {
+      const auto each = (sizes[0] + place.parts - 1) / place.parts;
+      offsets[0] = std::min(place.part * each, sizes[0]);
+      sizes[0] = std::min(each, sizes[0] - offsets[0]);
+    }
+    return reader.read_part(item.fqn, offsets, sizes);
+  });
+  add_folder_values(state, path);
+  return as_checkpoint(std::move(state), CheckpointFormat::kSharded, path);
+}
+
+State load_file_in_shares(const std::string& path, const Collectives& ranks) {
+  const TorchArchive archive(MappedFile::open(path), /*verify=*/false);
+  archive.zip().verify_all(static_cast<size_t>(ranks.global_rank()),
+                           static_cast<size_t>(ranks.world_size()));
+  return as_checkpoint(read_torch_archive(archive), CheckpointFormat::kTorch, path);
 }
 
 }  // namespace lightning

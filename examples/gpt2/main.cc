@@ -25,11 +25,11 @@ struct Writer : LightningModule {
     log("train_loss", value, LogOptions().prog_bar(true));
     return value;
   }
-  StepOutput validation_step(const Batch& batch, int64_t) override {
+  StepOutput validation_step(const Batch& batch, int64_t batch_idx) override {
     log("val_loss", loss(batch), LogOptions().prog_bar(true));
+    if (batch_idx == 0 && !trainer().sanity_checking()) print(write("%\n", 200));
     return skip;
   }
-  void on_train_epoch_end() override { print(write("%\n", 200)); }
   Optimizers configure_optimizers() override {
     std::vector<at::Tensor> matrices, others;
     for (const auto& p : parameters()) (p.dim() > 1 ? matrices : others).push_back(p);
@@ -51,10 +51,8 @@ struct Writer : LightningModule {
     return {optimizer, LRSchedulerConfig(schedule).set_interval("step")};
   }
   // `text` and how it goes on, drawn from what the network expects, a little on the safe side.
+  // Within a step, where parameters in shards can be read, and the same on all ranks.
   std::string write(std::string text, int64_t length) {
-    const torch::NoGradGuard no_grad;
-    const bool was_training = is_training();
-    eval();
     auto generator = at::detail::createCPUGenerator(/*seed=*/1);  // leaves the run's own alone
     for (int64_t i = 0; i < length; ++i) {
       const auto seen = static_cast<int64_t>(text.size());
@@ -64,7 +62,6 @@ struct Writer : LightningModule {
       const auto bytes = (logits.slice(1, 0, 256).cpu().to(at::kFloat) / 0.8).softmax(1);
       text += static_cast<char>(at::multinomial(bytes, 1, false, generator).item<int64_t>());
     }
-    train(was_training);
     const auto is_unprintable = [](char c) {
       return c != '\n' && c != '\t' && (c < ' ' || c > '~');
     };

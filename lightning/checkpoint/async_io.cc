@@ -76,6 +76,19 @@ AsyncCheckpointIO::~AsyncCheckpointIO() {
 // ---- What callers ask for -----------------------------------------------------------------------
 
 void AsyncCheckpointIO::save(const State& checkpoint, const std::string& path) {
+  const Plan plan = [this, &path](State copy) {
+    return [this, path, copy = std::move(copy)] { io_->save(copy, path); };
+  };
+  save(checkpoint, path, plan, /*together=*/false);
+}
+
+void AsyncCheckpointIO::save_together(const State& checkpoint, const std::string& path,
+                                      const Plan& plan) {
+  save(checkpoint, path, plan, /*together=*/true);
+}
+
+void AsyncCheckpointIO::save(const State& checkpoint, const std::string& path, const Plan& plan,
+                             bool together) {
   using Clock = std::chrono::steady_clock;
   const auto begin = Clock::now();
   start();
@@ -87,13 +100,15 @@ void AsyncCheckpointIO::save(const State& checkpoint, const std::string& path) {
                           [](const Task& task) { return task.kind == Kind::kSave; });
     });
   }
-  auto copy = std::make_shared<State>(snapshot_.take(checkpoint));
+  auto write = plan(snapshot_.take(checkpoint));
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    tasks_.push_back({Kind::kSave, normal(path), [this, copy, path] {
+    tasks_.push_back({Kind::kSave, normal(path),
+                      [this, write = std::move(write)] {
                         snapshot_.wait();
-                        io_->save(*copy, path);
-                      }});
+                        write();
+                      },
+                      together});
   }
   changed_.notify_all();
   last_stall_seconds_ = std::chrono::duration<double>(Clock::now() - begin).count();
@@ -101,7 +116,7 @@ void AsyncCheckpointIO::save(const State& checkpoint, const std::string& path) {
 }
 
 State AsyncCheckpointIO::load(const std::string& path) {
-  wait_until_idle();
+  wait();
   return io_->load(path);
 }
 
@@ -205,7 +220,7 @@ void AsyncCheckpointIO::work() {
       auto error = attempt(task);
       lock.lock();
       if (task.kind == Kind::kSave) save_failed_ = error != nullptr;
-      if (error != nullptr) note(std::move(error));
+      if (error != nullptr) note(std::move(error), task.together);
     }
     {
       const auto done = std::move(tasks_.front());  // letting go of many tensors takes a while
@@ -218,13 +233,14 @@ void AsyncCheckpointIO::work() {
 }
 
 // The first error is the one that tells what went wrong.
-void AsyncCheckpointIO::note(std::exception_ptr error) {
+void AsyncCheckpointIO::note(std::exception_ptr error, bool together) {
   if (error_ != nullptr) {
     warn("Another checkpoint was not saved: " + text_of(error));
     return;
   }
+  if (together) warn("A checkpoint was not saved: " + text_of(error));
   error_ = std::move(error);
-  has_error_ = true;
+  has_error_ = !together;
 }
 
 std::exception_ptr AsyncCheckpointIO::attempt(const Task& task) {
@@ -236,7 +252,7 @@ std::exception_ptr AsyncCheckpointIO::attempt(const Task& task) {
   }
 }
 
-void AsyncCheckpointIO::wait_until_idle() {
+void AsyncCheckpointIO::wait() {
   if (!of_this_process()) return;
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [this] { return tasks_.empty(); });
@@ -246,7 +262,7 @@ void AsyncCheckpointIO::wait_at_exit() {
   const std::lock_guard<std::mutex> lock(running().mutex);
   for (auto* one : running().all) {
     if (!one->of_this_process()) continue;
-    one->wait_until_idle();
+    one->wait();
     if (one->error_ != nullptr) warn("A checkpoint was not saved: " + text_of(one->error_));
   }
 }

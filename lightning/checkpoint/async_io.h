@@ -43,11 +43,19 @@ class AsyncCheckpointIO : public CheckpointIO {
   ~AsyncCheckpointIO() override;
 
   void save(const State& checkpoint, const std::string& path) override;
+  // A save of which each process of a run does a part. `plan` gets the copy, whose values may not
+  // be there yet, on the calling thread, where collectives are in order; the thread runs what it
+  // gives once they are. That is to fail on all processes or on none: check() does not throw its
+  // error, as processes would get there at different batches; the next save, or teardown(), does.
+  using Plan = std::function<std::function<void()>(State copy)>;
+  void save_together(const State& checkpoint, const std::string& path, const Plan& plan);
   State load(const std::string& path) override;
   void remove(const std::string& path) override;
   void link(const std::string& target, const std::string& place) override;
   void check() override;
   void teardown() override;
+  // Returns when nothing is under way. Errors are told by the others.
+  void wait();
 
   CheckpointIO& wrapped() const { return *io_; }
   // How long the last save() kept its caller, the wait for the save before it included.
@@ -62,6 +70,7 @@ class AsyncCheckpointIO : public CheckpointIO {
     Kind kind;
     std::string path;
     std::function<void()> run;
+    bool together = false;
   };
 
   void start();
@@ -71,8 +80,8 @@ class AsyncCheckpointIO : public CheckpointIO {
   void in_order(Task task);
   void work();
   static std::exception_ptr attempt(const Task& task);
-  void note(std::exception_ptr error);
-  void wait_until_idle();
+  void note(std::exception_ptr error, bool together);
+  void save(const State& checkpoint, const std::string& path, const Plan& plan, bool together);
   void rethrow();
   static void wait_at_exit();
 
@@ -88,7 +97,7 @@ class AsyncCheckpointIO : public CheckpointIO {
   bool ending_ = false;
   bool save_failed_ = false;  // the last one
   std::exception_ptr error_;
-  std::atomic<bool> has_error_{false};
+  std::atomic<bool> has_error_{false};  // one for check()
 };
 
 }  // namespace lightning

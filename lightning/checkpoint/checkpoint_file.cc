@@ -304,17 +304,20 @@ State read_checkpoint_file(const std::string& path, bool verify) {
       break;
   }
   State state = DcpReader(path).read_all();
-  const auto values_path = path + "/" + kFolderValues;
-  if (!exists(values_path)) return state;
-  const State values = read_torch_file(values_path, verify);
+  add_folder_values(state, path, verify);
+  return state;
+}
+
+void add_folder_values(State& state, const std::string& folder, bool verify) {
+  const auto path = folder + "/" + kFolderValues;
+  if (!exists(path)) return;
+  const State values = read_torch_file(path, verify);
   if (!values.is_dict()) {
-    refuse(values_path, str("it holds a ", values.type_name(),
-                            ", expected a dict. Load an earlier "
-                            "checkpoint."));
+    refuse(path, str("it holds a ", values.type_name(),
+                     ", expected a dict. Load an earlier checkpoint."));
   }
   if (state.is_none()) state = State::dict();
   for (const auto& [key, value] : values.as_dict()) state[key] = value;
-  return state;
 }
 
 State as_trainer_checkpoint(State state, CheckpointFormat format) {

@@ -26,6 +26,10 @@ CheckpointFormat detect_format(const std::string& path);
 //   verify   compares every CRC, where the format has them
 State read_checkpoint_file(const std::string& path, bool verify = true);
 
+// Puts the values of a sharded folder's meta.pt, where there is one, beside what its ranks wrote.
+// Errors: as read_torch_file(); CheckpointError where they are no dict.
+void add_folder_values(State& state, const std::string& folder, bool verify = true);
+
 // The tree as a Trainer checkpoint: weights alone come under "state_dict"; the "model" and
 // "optimizer_0" of a sharded folder under "state_dict" and "optimizer_states".
 State as_trainer_checkpoint(State state, CheckpointFormat format);

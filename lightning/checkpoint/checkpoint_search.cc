@@ -37,9 +37,14 @@ FoundCheckpoint look_into(const std::string& path) {
   found.time = fs::last_write_time(path, ignored);
   const auto format = detect_format(path);
   found.resumable = format != CheckpointFormat::kSafetensors;
-  if (format != CheckpointFormat::kTorch) return found;
-  const State state = read_torch_file(path, /*verify=*/false);
-  found.resumable = state.contains("optimizer_states");
+  if (format == CheckpointFormat::kSafetensors) return found;
+  State state = State::dict();
+  if (format == CheckpointFormat::kTorch) {
+    state = read_torch_file(path, /*verify=*/false);
+    found.resumable = state.contains("optimizer_states");
+  } else {
+    add_folder_values(state, path, /*verify=*/false);
+  }
   if (const auto* step = state.find("global_step")) found.step = step->as_int();
   return found;
 }

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/core/ScalarType.h>
 #include <dirent.h>
 #include <sys/stat.h>
@@ -118,6 +119,42 @@ std::optional<Overlap> overlap_of(const DcpMetadata::Chunk& chunk, const Sizes& 
     overlap.lengths.push_back(end - begin);
   }
   return overlap;
+}
+
+// The elements from `begin` to `end` of a tensor in row-major order, as boxes one behind the other:
+// f(offsets, sizes).
+template <class F>
+void for_each_box(const Sizes& sizes, int64_t begin, int64_t end, const F& f) {
+  Sizes offsets(sizes.size(), 0), lengths(sizes.size(), 1);
+  const std::function<void(size_t, int64_t, int64_t)> visit = [&](size_t dim, int64_t from,
+                                                                  int64_t to) {
+    if (from >= to) return;
+    if (dim == sizes.size()) return f(offsets, lengths);
+    const auto each = std::accumulate(sizes.begin() + static_cast<std::ptrdiff_t>(dim) + 1,
+                                      sizes.end(), int64_t{1}, std::multiplies<int64_t>());
+    const auto part_of = [&](int64_t index, int64_t first, int64_t last) {
+      offsets[dim] = index;
+      lengths[dim] = 1;
+      visit(dim + 1, first, last);
+    };
+    const auto first_whole = (from + each - 1) / each, whole_end = to / each;
+    if (first_whole > whole_end) {  // within one index
+      part_of(whole_end, from - whole_end * each, to - whole_end * each);
+    } else {
+      if (from < first_whole * each) part_of(first_whole - 1, from % each, each);
+      if (first_whole < whole_end) {
+        offsets[dim] = first_whole;
+        lengths[dim] = whole_end - first_whole;
+        for (size_t d = dim + 1; d < sizes.size(); ++d) {
+          offsets[d] = 0;
+          lengths[d] = sizes[d];
+        }
+        f(offsets, lengths);
+      }
+      if (whole_end * each < to) part_of(whole_end, 0, to % each);
+    }
+  };
+  visit(0, begin, end);
 }
 
 int64_t offset_of(const Sizes& place, const Sizes& strides) {
@@ -533,7 +570,13 @@ TorchArchive DcpReader::open(const DcpMetadata::Place& place) const {
 at::Tensor DcpReader::read_box(const DcpMetadata::Item& item, const std::vector<int64_t>& offsets,
                                const std::vector<int64_t>& sizes) const {
   at::Tensor box = at::empty(sizes, scalar_type(item.dtype));
-  if (is_empty(sizes)) return box;
+  if (!is_empty(sizes)) fill_box(item, offsets, box);
+  return box;
+}
+
+void DcpReader::fill_box(const DcpMetadata::Item& item, const std::vector<int64_t>& offsets,
+                         const at::Tensor& box) const {
+  const auto sizes = box.sizes().vec();
   for (const auto& chunk : item.chunks) {
     const auto overlap = is_empty(chunk.sizes) ? std::nullopt : overlap_of(chunk, offsets, sizes);
     if (!overlap) continue;
@@ -541,35 +584,20 @@ at::Tensor DcpReader::read_box(const DcpMetadata::Item& item, const std::vector<
     copy_overlap(archive, record_of(archive, item, chunk), *overlap, box);
     archive.zip().file()->check();
   }
-  return box;
 }
 
 State DcpReader::read_item(const DcpMetadata::Item& item, bool whole) const {
   try {
     if (!item.is_tensor) return read_torch_archive(open(item.place));
     if (whole) return read_box(item, Sizes(item.sizes.size(), 0), item.sizes);
-    TensorState state;
-    state.sizes = item.sizes;
-    state.dtype = scalar_type(item.dtype);
-    for (const auto& chunk : item.chunks) {
-      if (is_empty(chunk.sizes)) {
-        state.chunks.push_back({chunk.offsets, chunk.sizes, at::empty(chunk.sizes, state.dtype)});
-        continue;
-      }
-      const auto archive = open(chunk.place);
-      record_of(archive, item, chunk);
-      state.chunks.push_back({chunk.offsets, chunk.sizes, read_torch_archive(archive).as_tensor()});
-    }
-    return state;
+    return part_of(item, Sizes(item.sizes.size(), 0), item.sizes);
   } catch (const CheckpointError& error) {
     refuse(folder_, "\"", item.fqn, "\": ", error.what());
   }
 }
 
-at::Tensor DcpReader::read(const std::string& fqn, const std::vector<int64_t>& offsets,
-                           const std::vector<int64_t>& sizes) const {
-  const auto& found = item(fqn);
-  if (!found.is_tensor) refuse(folder_, "\"", fqn, "\" is no tensor; use read_value().");
+void DcpReader::check_box(const Item& found, const Sizes& offsets, const Sizes& sizes) const {
+  if (!found.is_tensor) refuse(folder_, "\"", found.fqn, "\" is no tensor; use read_value().");
   bool inside = offsets.size() == found.sizes.size() && sizes.size() == found.sizes.size();
   for (size_t d = 0; inside && d < sizes.size(); ++d) {
     inside = offsets[d] >= 0 && sizes[d] >= 0 && offsets[d] <= found.sizes[d] &&
@@ -577,8 +605,54 @@ at::Tensor DcpReader::read(const std::string& fqn, const std::vector<int64_t>& o
   }
   if (!inside) {
     refuse(folder_, "a box of ", at::IntArrayRef(sizes), " at ", at::IntArrayRef(offsets),
-           " does not lie in \"", fqn, "\" of shape ", at::IntArrayRef(found.sizes), ".");
+           " does not lie in \"", found.fqn, "\" of shape ", at::IntArrayRef(found.sizes), ".");
   }
+}
+
+TensorState DcpReader::part_of(const Item& item, const Sizes& offsets, const Sizes& sizes) const {
+  TensorState state;
+  state.sizes = item.sizes;
+  state.dtype = scalar_type(item.dtype);
+  for (const auto& chunk : item.chunks) {
+    if (is_empty(chunk.sizes)) {
+      state.chunks.push_back({chunk.offsets, chunk.sizes, at::empty(chunk.sizes, state.dtype)});
+      continue;
+    }
+    const auto overlap = overlap_of(chunk, offsets, sizes);
+    if (!overlap) continue;
+    const auto archive = open(chunk.place);
+    const auto record = record_of(archive, item, chunk);
+    if (chunk.place.offset % kAlignment == 0) {
+      state.chunks.push_back({chunk.offsets, chunk.sizes, read_torch_archive(archive).as_tensor()});
+      continue;
+    }
+    auto copy = at::empty(overlap->lengths, state.dtype);
+    auto to_here = *overlap;
+    to_here.in_box.assign(to_here.in_box.size(), 0);
+    copy_overlap(archive, record, to_here, copy);
+    archive.zip().file()->check();
+    auto begin = chunk.offsets;
+    for (size_t d = 0; d < begin.size(); ++d) begin[d] += overlap->in_chunk[d];
+    state.chunks.push_back({std::move(begin), overlap->lengths, std::move(copy)});
+  }
+  return state;
+}
+
+TensorState DcpReader::read_part(const std::string& fqn, const Sizes& offsets,
+                                 const Sizes& sizes) const {
+  const auto& found = item(fqn);
+  check_box(found, offsets, sizes);
+  try {
+    return part_of(found, offsets, sizes);
+  } catch (const CheckpointError& error) {
+    refuse(folder_, "\"", fqn, "\": ", error.what());
+  }
+}
+
+at::Tensor DcpReader::read(const std::string& fqn, const std::vector<int64_t>& offsets,
+                           const std::vector<int64_t>& sizes) const {
+  const auto& found = item(fqn);
+  check_box(found, offsets, sizes);
   try {
     return read_box(found, offsets, sizes);
   } catch (const CheckpointError& error) {
@@ -591,14 +665,43 @@ at::Tensor DcpReader::read(const std::string& fqn) const {
   return read(fqn, Sizes(sizes.size(), 0), sizes);
 }
 
+void DcpReader::read_bytes(const std::string& fqn, uint64_t offset, uint64_t bytes,
+                           void* to) const {
+  const auto& found = item(fqn);
+  const auto dtype = scalar_type(found.dtype);
+  const auto element = static_cast<int64_t>(c10::elementSize(dtype));
+  const auto begin = static_cast<int64_t>(offset) / element;
+  const auto end = static_cast<int64_t>(offset + bytes) / element;
+  const auto numel = c10::multiply_integers(found.sizes);
+  if (!found.is_tensor || begin * element != static_cast<int64_t>(offset) ||
+      end * element != static_cast<int64_t>(offset + bytes) || end > numel) {
+    refuse(folder_, "bytes ", offset, " to ", offset + bytes, " are no elements of \"", fqn,
+           "\" of shape ", at::IntArrayRef(found.sizes), ".");
+  }
+  try {
+    auto* next = static_cast<char*>(to);
+    for_each_box(found.sizes, begin, end, [&](const Sizes& offsets, const Sizes& sizes) {
+      const auto box = at::from_blob(next, sizes, dtype);
+      fill_box(found, offsets, box);
+      next += box.nbytes();
+    });
+  } catch (const CheckpointError& error) {
+    refuse(folder_, "\"", fqn, "\": ", error.what());
+  }
+}
+
 State DcpReader::read_value(const std::string& fqn) const { return read_item(item(fqn), true); }
 
 State DcpReader::read_all(bool whole) const {
+  return tree([&](const Item& item) { return read_item(item, whole); });
+}
+
+State DcpReader::tree(const Leaf& leaf) const {
   // Of Python's lists with holes each has as many entries as its last index says; a hostile index
   // would make it as long as it likes.
   uint64_t most_holes = 1024 + metadata_.items.size();
   const std::function<State(const Branch&, bool)> build = [&](const Branch& branch, bool is_root) {
-    if (branch.item != nullptr) return read_item(*branch.item, whole);
+    if (branch.item != nullptr) return leaf(*branch.item);
     const auto size = is_root ? std::nullopt : branch.list_size();
     if (!size) {
       State::Dict dict;
@@ -623,26 +726,50 @@ State DcpReader::read_all(bool whole) const {
   return build(branches_of(metadata_.items, folder_), true);
 }
 
-std::vector<DcpMetadata::Item> write_dcp_rank(const State& state, const std::string& folder,
-                                              int64_t rank) {
-  auto leaves = Flattener(state).leaves();
-  const std::string name = str("__", rank, "_0.distcp");
-  const auto pieces = pieces_of(leaves, name, rank);
-  const uint64_t bytes = lay_out(pieces);
-  if (pieces.empty()) {
-    remove_metadata(folder);
-  } else {
-    AtomicFile file(folder + "/" + name, bytes);
-    for (const auto& piece : pieces) piece.write(file);
-    // From here on the folder is no whole checkpoint; a full disk was found out before.
-    remove_metadata(folder);
-    file.commit();
-  }
+struct DcpRankWriter::Plan {
+  Plan(State tree, int64_t rank)
+      : state(std::move(tree)),
+        leaves(Flattener(state).leaves()),
+        rank(rank),
+        file(str("__", rank, "_0.distcp")),
+        pieces(pieces_of(leaves, file, rank)),
+        bytes(lay_out(pieces)) {}
+
+  const State state;
+  std::vector<Leaf> leaves;
+  const int64_t rank;
+  const std::string file;
+  const std::vector<Piece> pieces;
+  const uint64_t bytes;
+};
+
+DcpRankWriter::DcpRankWriter(State state, int64_t rank)
+    : plan_(std::make_unique<Plan>(std::move(state), rank)) {}
+DcpRankWriter::~DcpRankWriter() = default;
+DcpRankWriter::DcpRankWriter(DcpRankWriter&&) noexcept = default;
+
+std::vector<DcpMetadata::Item> DcpRankWriter::items() const {
   std::vector<Item> items;
-  for (auto& leaf : leaves) {
-    if (leaf.item.is_tensor || rank == 0) items.push_back(std::move(leaf.item));
+  for (const auto& leaf : plan_->leaves) {
+    if (leaf.item.is_tensor || plan_->rank == 0) items.push_back(leaf.item);
   }
   return items;
+}
+
+void DcpRankWriter::write(const std::string& folder) const {
+  if (plan_->pieces.empty()) return remove_metadata(folder);
+  AtomicFile file(folder + "/" + plan_->file, plan_->bytes);
+  for (const auto& piece : plan_->pieces) piece.write(file);
+  // From here on the folder is no whole checkpoint; a full disk was found out before.
+  remove_metadata(folder);
+  file.commit();
+}
+
+std::vector<DcpMetadata::Item> write_dcp_rank(const State& state, const std::string& folder,
+                                              int64_t rank) {
+  const DcpRankWriter writer(state, rank);
+  writer.write(folder);
+  return writer.items();
 }
 
 void write_dcp_metadata(const std::vector<DcpMetadata::Item>& items, const std::string& folder) {

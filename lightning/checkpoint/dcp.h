@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -34,7 +35,14 @@ class DcpReader {
   at::Tensor read(const std::string& fqn, const std::vector<int64_t>& offsets,
                   const std::vector<int64_t>& sizes) const;
   at::Tensor read(const std::string& fqn) const;
+  // What a box needs of a tensor: the chunks that meet it, where they lie in the mapped files if
+  // they are aligned there, else copies of what lies in the box. Other chunks are not touched.
+  TensorState read_part(const std::string& fqn, const std::vector<int64_t>& offsets,
+                        const std::vector<int64_t>& sizes) const;
   State read_value(const std::string& fqn) const;
+  // Some of the bytes of a tensor as they would lie in row-major order.
+  // Errors: as read(); for bytes beyond its end.
+  void read_bytes(const std::string& fqn, uint64_t offset, uint64_t bytes, void* to) const;
 
   // The tree of everything: containers whose keys on the way are list indices are lists, with None
   // where nothing was saved (an empty dict leaves no item); others are dicts. Items without a path
@@ -43,6 +51,9 @@ class DcpReader {
   //   whole   false: each tensor has its chunks, which lie in the mapped files where an item is
   //           aligned there, and are copies where it is not
   State read_all(bool whole = true) const;
+  // The same with what `leaf` gives for each item.
+  using Leaf = std::function<State(const DcpMetadata::Item& item)>;
+  State tree(const Leaf& leaf) const;
 
  private:
   struct File {
@@ -52,9 +63,15 @@ class DcpReader {
 
   void check_files() const;
   const DcpMetadata::Item& item(const std::string& fqn) const;
+  void check_box(const DcpMetadata::Item& item, const std::vector<int64_t>& offsets,
+                 const std::vector<int64_t>& sizes) const;
+  TensorState part_of(const DcpMetadata::Item& item, const std::vector<int64_t>& offsets,
+                      const std::vector<int64_t>& sizes) const;
   TorchArchive open(const DcpMetadata::Place& place) const;
   at::Tensor read_box(const DcpMetadata::Item& item, const std::vector<int64_t>& offsets,
                       const std::vector<int64_t>& sizes) const;
+  void fill_box(const DcpMetadata::Item& item, const std::vector<int64_t>& offsets,
+                const at::Tensor& box) const;
   State read_item(const DcpMetadata::Item& item, bool whole) const;
 
   std::string folder_;
@@ -64,9 +81,12 @@ class DcpReader {
   mutable std::unordered_map<std::string, File> files_;
 };
 
-// Writes what this rank holds of the tree: every chunk of its tensors, and with rank 0 what is no
-// tensor, as __<rank>_0.distcp. Gives the items for write_dcp_metadata(). A `.metadata` that is in
-// the folder goes first: what it describes is replaced.
+// What this rank writes of a tree: every chunk that it holds of the tree's tensors, and with rank 0
+// what is no tensor, as __<rank>_0.distcp.
+//
+// All places are known before the first byte is written, so that the items can be sent to whoever
+// writes the metadata meanwhile. The tree is kept alive; the values of its tensors are read by
+// write().
 //
 // The tree is taken apart as Python does it: dicts by their keys, as strings; lists where they hold
 // a tensor, a dict or such a list; all else (tuples, sets, lists of numbers) is one value. Empty
@@ -74,9 +94,28 @@ class DcpReader {
 // that several ranks hold whole is written by each; give it no chunks on all but one of them to
 // save the room.
 //
-// Errors: CheckpointError of the disk, and as write_torch_file(); for a root that is no dict, for
-// two values whose keys join to one name, for chunks that are not what they say.
 // Source: torch 2.11, `torch.distributed.checkpoint._traverse`.
+class DcpRankWriter {
+ public:
+  // Errors: CheckpointError as write_torch_file(); for a root that is no dict, for two values whose
+  // keys join to one name, for chunks that are not what they say.
+  DcpRankWriter(State state, int64_t rank);
+  ~DcpRankWriter();
+  DcpRankWriter(DcpRankWriter&&) noexcept;
+
+  // For write_dcp_metadata().
+  std::vector<DcpMetadata::Item> items() const;
+
+  // A `.metadata` that is in the folder goes: what it describes is replaced. On any thread.
+  // Errors: CheckpointError of the disk.
+  void write(const std::string& folder) const;
+
+ private:
+  struct Plan;
+  std::unique_ptr<Plan> plan_;
+};
+
+// Both. Gives the items.
 std::vector<DcpMetadata::Item> write_dcp_rank(const State& state, const std::string& folder,
                                               int64_t rank);
 // Completes the save: the items of all ranks, chunks of one tensor put together. Written last, so

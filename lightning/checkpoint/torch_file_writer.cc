@@ -559,10 +559,17 @@ void TreeWriter::tensor(const TensorState& state) {
 }
 
 // The bytes of a storage: where they are, or copied from a device a piece at a time.
-ZipSource source_of(const Use& use) {
+ZipSource source_of(const Use& use, const DistantTensors::Read* distant) {
   ZipSource source;
   source.name = "data/" + std::to_string(use.key);
   source.bytes = use.bytes();
+  if (distant != nullptr) {
+    source.read = [read = *distant](uint64_t offset, uint64_t bytes, void* buffer) {
+      read(offset, bytes, buffer);
+      return static_cast<const void*>(buffer);
+    };
+    return source;
+  }
   if (use.storage.device_type() == c10::kCPU) {
     source.read = [storage = use.storage, begin = use.begin](uint64_t offset, uint64_t, void*) {
       return static_cast<const void*>(static_cast<const char*>(storage.data()) + begin + offset);
@@ -606,7 +613,24 @@ void wait_for_devices(const std::vector<const Use*>& storages) {
 
 }  // namespace
 
-ZipWriter torch_file_writer(const State& state, const std::string& folder) {
+at::Tensor DistantTensors::add(const std::vector<int64_t>& sizes, at::ScalarType dtype, Read read) {
+  const auto bytes = static_cast<size_t>(c10::multiply_integers(sizes)) * c10::elementSize(dtype);
+  const c10::Storage storage(c10::Storage::use_byte_size_t(), bytes,
+                             c10::DataPtr(nullptr, c10::Device(c10::kCPU)), nullptr, false);
+  auto tensor = at::empty({0}, at::TensorOptions().dtype(dtype));
+  tensor.unsafeGetTensorImpl()->set_storage_keep_dtype(storage);
+  tensor.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
+  reads_.emplace(storage.unsafeGetStorageImpl(), std::move(read));
+  return tensor;
+}
+
+const DistantTensors::Read* DistantTensors::find(const c10::StorageImpl* storage) const {
+  const auto found = reads_.find(storage);
+  return found == reads_.end() ? nullptr : &found->second;
+}
+
+ZipWriter torch_file_writer(const State& state, const std::string& folder,
+                            const DistantTensors* distant) {
   Uses uses = Collector().collect(state);
   TreeWriter tree(uses);
   std::string pickle = tree.write(state);
@@ -618,14 +642,17 @@ ZipWriter torch_file_writer(const State& state, const std::string& folder) {
   records.push_back(ZipSource::of_text(".format_version", "1"));
   records.push_back(ZipSource::of_text(".storage_alignment", "64"));
   records.push_back(ZipSource::of_text("byteorder", "little"));
-  for (const Use* use : tree.storages()) records.push_back(source_of(*use));
+  for (const Use* use : tree.storages()) {
+    const auto* const storage = use->storage.unsafeGetStorageImpl();
+    records.push_back(source_of(*use, distant != nullptr ? distant->find(storage) : nullptr));
+  }
   records.push_back(ZipSource::of_text("version", "3\n"));
   records.push_back(ZipSource::of_text(".data/serialization_id", std::move(id)));
   return ZipWriter(folder, std::move(records));
 }
 
-void write_torch_file(const State& state, const std::string& path) {
-  const ZipWriter writer = torch_file_writer(state);
+void write_torch_file(const State& state, const std::string& path, const DistantTensors* distant) {
+  const ZipWriter writer = torch_file_writer(state, "archive", distant);
   AtomicFile file(path, writer.bytes());
   const int torn = torn_mapped_files();
   writer.write(file);

@@ -44,9 +44,12 @@ class ZipReader {
 
   // Compares the CRC of one record, or of all with several threads. A file all of whose CRCs are 0
   // was written without them and passes.
+  //
+  //   part, parts   of several processes that read the file, each compares the records of its part;
+  //                 the pickle is compared by all
   // Errors: CheckpointError with the record's name and both values.
   void verify(const Record& record) const;
-  void verify_all() const;
+  void verify_all(size_t part = 0, size_t parts = 1) const;
 
  private:
   void read_directory(uint64_t begin, uint64_t bytes);

@@ -152,7 +152,8 @@ void print_causes(const std::exception& error) {
 
 int failed(const std::exception& error) {
   std::cout.flush();
-  std::cerr << "error: " << escaped_lines(error.what()) << "\n";
+  // In one piece, for all ranks may end with it at once.
+  std::cerr << "error: " + escaped_lines(error.what()) + "\n";
   print_causes(error);
   return 1;
 }

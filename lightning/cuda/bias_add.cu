@@ -5,9 +5,9 @@ namespace lightning::cuda {
 namespace {
 
 // A thread keeps the bias of its columns; the warps take turns with the rows.
-template <class T, int N>
+template <class T, class B, int N>
 __global__ void __launch_bounds__(kSliceLanes* kSliceWarps)
-    bias_add_kernel(T* __restrict__ matrix, const float* __restrict__ bias, int64_t rows,
+    bias_add_kernel(T* __restrict__ matrix, const B* __restrict__ bias, int64_t rows,
                     int64_t columns) {
   using P = Pack<T, N>;
   constexpr int kInFlight = 4;
@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kSliceLanes* kSliceWarps)
   if (first >= columns) return;
   float own[N];
 #pragma unroll
-  for (int i = 0; i < N; ++i) own[i] = bias[first + i];
+  for (int i = 0; i < N; ++i) own[i] = to_float(bias[first + i]);
   const int64_t step = static_cast<int64_t>(gridDim.y) * kSliceWarps;
   int64_t row = static_cast<int64_t>(blockIdx.y) * kSliceWarps + threadIdx.y;
   const auto place = [&](int64_t at) {
@@ -38,11 +38,12 @@ __global__ void __launch_bounds__(kSliceLanes* kSliceWarps)
   for (; row < rows; row += step) *place(row) = sum(*place(row));
 }
 
-template <class T, int N>
+template <class T, class B, int N>
 void launch(const BiasAdd& arguments, Stream stream) {
   const auto shape = row_slices(arguments.rows, (arguments.columns + N - 1) / N);
-  bias_add_kernel<T, N><<<grid_of(shape), slice_threads(), 0, stream>>>(
-      static_cast<T*>(arguments.matrix), arguments.bias, arguments.rows, arguments.columns);
+  bias_add_kernel<T, B, N><<<grid_of(shape), slice_threads(), 0, stream>>>(
+      static_cast<T*>(arguments.matrix), static_cast<const B*>(arguments.bias), arguments.rows,
+      arguments.columns);
   check_launch("the sum with a bias");
 }
 
@@ -53,7 +54,12 @@ void bias_add(const BiasAdd& arguments, Stream stream) {
   with_type(arguments.dtype, [&](auto* of) {
     using T = std::remove_pointer_t<decltype(of)>;
     const bool packed = arguments.columns % kPerLoad<T> == 0 && is_aligned(arguments.matrix, 16);
-    packed ? launch<T, kPerLoad<T>>(arguments, stream) : launch<T, 1>(arguments, stream);
+    const auto with_bias = [&](auto* bias) {
+      using B = std::remove_pointer_t<decltype(bias)>;
+      packed ? launch<T, B, kPerLoad<T>>(arguments, stream) : launch<T, B, 1>(arguments, stream);
+    };
+    arguments.bias_dtype == Dtype::kFloat ? with_bias(static_cast<float*>(nullptr))
+                                          : with_bias(static_cast<T*>(nullptr));
   });
 }
 

@@ -1,4 +1,4 @@
-// A float32 bias added to the rows of a matrix of 16 bits, in place.
+// A bias added to the rows of a matrix of 16 bits, in place.
 #pragma once
 
 #include "lightning/cuda/kernel.h"
@@ -7,8 +7,9 @@ namespace lightning::cuda {
 
 struct BiasAdd {
   Dtype dtype = Dtype::kBFloat16;
-  void* matrix = nullptr;       // [rows, columns] without gaps
-  const float* bias = nullptr;  // [columns]
+  Dtype bias_dtype = Dtype::kFloat;  // or that of the matrix
+  void* matrix = nullptr;            // [rows, columns] without gaps
+  const void* bias = nullptr;        // [columns]
   int64_t rows = 0;
   int64_t columns = 0;
 };

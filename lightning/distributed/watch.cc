@@ -726,11 +726,6 @@ std::string Watch::own_address() {
   return impl_->address;
 }
 
-bool Watch::is_in_run() const {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
-  return impl_->runs > 0;
-}
-
 bool Watch::trains() const { return impl_->training; }
 
 Stop Watch::stop_here(Stop asked) {
@@ -775,7 +770,7 @@ Scope Watch::in_run(bool trains) {
   });
 }
 
-void Watch::report(const std::string& error) {
+bool Watch::report(const std::string& error) {
   auto& impl = *impl_;
   const Failure failure{impl.place.global_rank,
                         is_consequence(error) ? Weight::kConsequence : Weight::kRaised,
@@ -789,9 +784,10 @@ void Watch::report(const std::string& error) {
   lock.lock();
   // Rank 0 may be gone; the thread ends this process then.
   impl.changed.wait(lock, [&] { return impl.settled; });
+  return impl.all_raised;
 }
 
-void Watch::leave(int status) {
+void Watch::leave(int status, const std::function<void()>& once_told) {
   auto& impl = *impl_;
   bool ending = false;
   bool in_run = false;
@@ -818,6 +814,7 @@ void Watch::leave(int status) {
     if (impl.is_host()) impl.to_all(Message::kLeft, body);
     if (!impl.is_host() && !impl.peers.empty()) impl.peers[0].send(Message::kLeft, body);
   });
+  once_told();
   // A failure of one of them ends this process meanwhile.
   const auto end = Clock::now() + kCleanUp;
   while (!wait_for_local_ranks(milliseconds(50)) && (!raised || Clock::now() < end)) {
@@ -829,11 +826,10 @@ void Watch::leave(int status) {
   while (!done) std::this_thread::sleep_for(milliseconds(1));
 }
 
-void report_failure(const std::string& error) {
+bool report_failure(const std::string& error) {
+  auto* watch = Watch::current();
   // LibTorch's errors hold where they come from, in many lines.
-  if (auto* watch = Watch::current()) {
-    watch->report(error.substr(0, error.find("\nException raised from ")));
-  }
+  return watch == nullptr || watch->report(error.substr(0, error.find("\nException raised from ")));
 }
 
 }  // namespace lightning

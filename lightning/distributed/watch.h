@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -42,7 +43,6 @@ class Watch {
   // Errors: std::runtime_error where one has ended its program already.
   Scope in_run(bool trains);
 
-  bool is_in_run() const;
   bool trains() const;
   // At a place to which all ranks come equally often: whether they stop here, because one of them
   // was asked to. A rank that is asked goes on until all have agreed where: no message is sent and
@@ -50,13 +50,15 @@ class Watch {
   Stop stop_here(Stop asked);
 
   // Tells all ranks that this one raises, and waits until the cause is agreed on. Returns where
-  // the error may go on its way: all ranks raise, or this one has some seconds left to clean up.
-  // Another rank's error ends this process in here.
-  void report(const std::string& error);
+  // the error may go on its way: true where all ranks raise, false where the others are ended and
+  // this one has some seconds left to clean up. Another rank's error ends this process in here.
+  bool report(const std::string& error);
 
   // When the program ends, at the latest what is destroyed after main. May end the process with
   // another status.
-  void leave(int status);
+  //   once_told   called when the others have been told that this one has left, and before it waits
+  //               for those that it started
+  void leave(int status, const std::function<void()>& once_told);
 
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
@@ -71,7 +73,7 @@ class Watch {
   std::unique_ptr<Impl> impl_;
 };
 
-// Watch::report for whoever does not know whether there is one.
-void report_failure(const std::string& error);
+// Watch::report for whoever does not know whether there is one; true where there is none.
+bool report_failure(const std::string& error);
 
 }  // namespace lightning

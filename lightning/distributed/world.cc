@@ -248,31 +248,48 @@ c10::intrusive_ptr<c10d::ProcessGroup> World::make_group(const std::vector<int>&
   return group;
 }
 
-void World::leave(int status) {
-  if (::getpid() != process_ || std::exchange(left_, true)) return;  // a fork of it ends
-  auto* watch = Watch::current();
-  // Before rank 0 waits for the end of the processes that it started: NCCL's end needs them all.
-  if (status == 0 && (watch == nullptr || !watch->is_in_run())) shut_down();
-  if (watch != nullptr) watch->leave(status);
-  if (watch == nullptr) kill_local_ranks();
-  if (status == 0) store_.reset();
+SideChannel World::side_channel(const std::string& purpose) const {
+  return SideChannel(c10::make_intrusive<c10d::PrefixStore>("side/" + purpose, store_->clone()),
+                     global_rank(), world_size());
 }
 
-void World::shut_down() {
-  std::promise<void> done;
-  std::thread shutdown([&] {
+void World::leave(int status) {
+  if (::getpid() != process_ || std::exchange(left_, true)) return;  // a fork of it ends
+  bool is_down = true;
+  // NCCL's end needs all ranks: rank 0 waits for the end of those that it started after it.
+  const auto end_groups = [&] { is_down = status != 0 || shut_down(); };
+  if (auto* watch = Watch::current()) {
+    watch->leave(status, end_groups);
+  } else {
+    end_groups();
+    kill_local_ranks();
+  }
+  if (status == 0) store_.reset();
+  if (is_down) return;
+  std::fflush(nullptr);
+  ::_exit(status);  // a thread is still at it
+}
+
+// False where it takes too long.
+bool World::shut_down() {
+  auto done = std::make_shared<std::promise<void>>();
+  auto is_done = done->get_future();
+  std::thread shutdown([this, done] {
     group_.reset();
     for (const auto& [ranks, group] : groups_) {
       if (backend_ == "nccl") group->shutdown();
     }
     groups_.clear();
-    done.set_value();
+    done->set_value();
   });
-  if (done.get_future().wait_for(kShutdown) == std::future_status::ready) return shutdown.join();
+  if (is_done.wait_for(kShutdown) == std::future_status::ready) {
+    shutdown.join();
+    return true;
+  }
+  shutdown.detach();
   warn(str("Rank ", global_rank(), " could not shut its process group down in ", kShutdown.count(),
            " s; the program ends without."));
-  std::fflush(nullptr);
-  ::_exit(0);
+  return false;
 }
 
 // ---- Collectives --------------------------------------------------------------------------------

@@ -18,6 +18,7 @@
 
 #include "lightning/distributed/cluster_environment.h"
 #include "lightning/distributed/collectives.h"
+#include "lightning/distributed/side_channel.h"
 
 namespace c10d {
 class ProcessGroup;
@@ -58,6 +59,8 @@ class World : public Collectives {
   // Of these ranks, which are sorted and have this one among them; each of them calls it. A second
   // call gives the same group.
   const c10::intrusive_ptr<c10d::ProcessGroup>& subgroup(const std::vector<int>& ranks);
+  // For threads beside the one that runs. Names of one `purpose` are apart from those of others.
+  SideChannel side_channel(const std::string& purpose) const;
 
   at::Tensor reduce(const at::Tensor& tensor, ReduceOp op) override;
   at::Tensor all_gather(const at::Tensor& tensor) override;
@@ -80,7 +83,7 @@ class World : public Collectives {
   c10::intrusive_ptr<c10d::ProcessGroup> make_group(const std::vector<int>& ranks);
   void wait_for_key(const std::string& key);
   void leave(int status);
-  void shut_down();
+  bool shut_down();
 
   WorldOptions options_;
   std::string backend_;

@@ -183,6 +183,7 @@ void FitLoop::run_sanity_check() {
 
 void FitLoop::run() {
   run_.set_results(&results_);
+  run_.agree_on_stop();
   setup_data();
   flags_at_start_ = flags();
   const bool between_epochs = resumes() && !resumes_in_epoch();
@@ -265,6 +266,7 @@ void FitLoop::start_run() {
              "frozen parts, ignore this warning; else call train()."));
   }
   run_.call(Hook::on_train_start, &Callback::on_train_start, &LightningModule::on_train_start);
+  run_.agree_on_stop();
   run_.strategy_->on_train_start();
 }
 
@@ -278,6 +280,7 @@ void FitLoop::start_epoch() {
   if (epoch_restart_ != EpochRestart::kOnEpochStart) run_.fit.epoch.ready();
   run_.call(Hook::on_train_epoch_start, &Callback::on_train_epoch_start,
             &LightningModule::on_train_epoch_start);
+  run_.agree_on_stop();
   run_.fit.epoch.started();
 }
 
@@ -294,6 +297,7 @@ void FitLoop::end_epoch() {
   run_.call_module(Hook::on_train_epoch_end, [](LightningModule& m) { m.on_train_epoch_end(); });
   run_.fit.place = FitPlace::kEpochEnd;
   callbacks(true);
+  run_.agree_on_stop();
   finish_epoch();
   handle_signals();
 }
@@ -476,6 +480,7 @@ bool FitLoop::run_batch() {
 
 void FitLoop::finish_batch() {
   auto& batch = run_.fit.batch;
+  run_.agree_on_stop();
   run_.on_batch_end();
   if (batch.current.completed < batch.current.processed) batch.completed();
   run_.update_train_step_metrics();
@@ -501,6 +506,7 @@ void FitLoop::validate() {
                      [](LightningModule& m) { m.on_validation_model_zero_grad(); });
   }
   val_loop_.run();
+  run_.agree_on_stop();
   run_.stage = RunningStage::kTraining;
   run_.restore_batch_place(place_in_batches_);
 }

@@ -148,6 +148,15 @@ bool steps_on_device(const torch::optim::Optimizer& optimizer) {
          type == typeid(torch::optim::AdamW) || type == typeid(torch::optim::Adagrad);
 }
 
+bool has_parameters_on(const torch::optim::Optimizer& optimizer, c10::Device device) {
+  for (const auto& group : optimizer.param_groups()) {
+    for (const auto& parameter : group.params()) {
+      if (parameter.device() != device) return false;
+    }
+  }
+  return true;
+}
+
 // "Net overrides on_after_backward" where the module or a callback has code of its own in the part
 // of a step that is recorded; empty where none has.
 std::string overridden_hook(const Run& run) {
@@ -217,7 +226,7 @@ class AutomaticStep : public TrainingStep {
     if (strategy.owns_gradient_clipping()) return "the strategy clips gradients by itself";
     if (run_.settings.detect_anomaly) return "detect_anomaly looks at every gradient";
     const auto& optimizer = run_.optimizers_[0]->optimizer();
-    if (!steps_on_device(optimizer)) {
+    if (!steps_on_device(optimizer) || !has_parameters_on(optimizer, device())) {
       return str(class_name(typeid(optimizer)), " computes its step on the host");
     }
     return overridden_hook(run_);

@@ -51,6 +51,10 @@ bool Run::can_stop_early() const {
   return epochs && steps;
 }
 
+void Run::agree_on_stop() {
+  if (strategy_->world_size() > 1) should_stop = strategy_->reduce_any(should_stop);
+}
+
 bool Run::num_ready_batches_reached() const {
   return (fit.max_batches && fit.batch.current.ready == *fit.max_batches) ||
          fit.batch.is_last_batch;

@@ -112,6 +112,9 @@ class Run : public ModuleHost {
   Trainer& trainer_ref() const { return trainer_; }
   bool sanity_checking() const { return stage == RunningStage::kSanityChecking; }
   bool can_stop_early() const;
+  // One rank that was told to stop stops all. Called by all ranks at the same places, before
+  // anything is decided by should_stop.
+  void agree_on_stop();
   bool fitting() const { return fn == Stage::kFit; }
   // Whether gradients go on accumulating after the batch that runs.
   bool should_accumulate() const;

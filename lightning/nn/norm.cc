@@ -117,15 +117,17 @@ Forward forward_kernel(const at::Tensor& input, const at::Tensor& delta, at::Sca
   arguments.rows = input.numel() / arguments.width;
   arguments.centred = norm.centred;
   arguments.eps = static_cast<float>(norm.eps.value_or(std::numeric_limits<float>::epsilon()));
+  // Read first: the first touch of a module's parameters begins its region, which knows what is
+  // made in it.
+  const auto own = norm.weight.defined() ? norm.weight : norm.bias;
+  const auto dtype = weight_dtype(own, input.scalar_type(), output);
+  const auto weight = read(norm.weight, dtype), bias = read(norm.bias, dtype);
   const auto statistics = input.options().dtype(at::kFloat);
   result.output = at::empty(input.sizes(), input.options().dtype(output));
   if (delta.defined()) result.sum = at::empty(input.sizes(), input.options());
   if (norm.centred) result.mean = at::empty({arguments.rows}, statistics);
   result.rstd = at::empty({arguments.rows}, statistics);
-  const auto own = norm.weight.defined() ? norm.weight : norm.bias;
-  const auto dtype = weight_dtype(own, input.scalar_type(), output);
-  replayable({input, delta, read(norm.weight, dtype), read(norm.bias, dtype)},
-             {result.sum, result.output, result.mean, result.rstd},
+  replayable({input, delta, weight, bias}, {result.sum, result.output, result.mean, result.rstd},
              [arguments](const std::vector<at::Tensor>& in, const std::vector<at::Tensor>& out) {
                const c10::DeviceGuard device(in[0].device());
                auto filled = arguments;

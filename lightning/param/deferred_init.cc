@@ -14,6 +14,7 @@
 #include <torch/library.h>
 #include <torch/nn/module.h>
 
+#include <algorithm>
 #include <mutex>
 #include <optional>
 #include <unordered_map>
@@ -52,8 +53,8 @@ std::optional<size_t> given_back(const c10::FunctionSchema& schema, size_t index
 
 struct GeneratorState {
   at::Generator generator;
-  at::Tensor state;
-  at::Tensor end;  // once all draws were made
+  at::Tensor state;  // where its recorded draws begin
+  at::Tensor end;    // once all draws were made
 
   static GeneratorState now(at::Generator generator) {
     const std::lock_guard<std::mutex> lock(generator.mutex());
@@ -78,6 +79,11 @@ class DeferredInit::Tape {
   void run(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack& stack);
 
   int32_t memory_of(const at::Tensor& tensor) const;
+  bool is_pending() const {
+    return std::any_of(memories_.begin(), memories_.end(), [](const Memory& memory) {
+      return !memory.is_given && memory.meta.use_count() > 1;
+    });
+  }
   int64_t size() const { return static_cast<int64_t>(steps_.size()); }
   void materialize(const std::vector<at::Tensor>& tensors, const Take& take);
 
@@ -130,7 +136,8 @@ class DeferredInit::Tape {
   void replay_step(const Step& step, Live& live) const;
   void draw_only(const Step& step) const;
   Stack stack_of(const Step& step, Live& live) const;
-  std::vector<GeneratorState> rewind();
+  void note_state(const GeneratorState& state);
+  std::vector<GeneratorState> states_now() const;
   void replay(const Plan& plan, Live& live,
               const std::function<void(int64_t step)>& after_step) const;
 
@@ -138,12 +145,35 @@ class DeferredInit::Tape {
   std::vector<Memory> memories_;
   std::unordered_map<const void*, int32_t> memory_at_;
   std::vector<Step> steps_;
-  std::vector<GeneratorState> generators_;  // at the start
+  std::vector<GeneratorState> generators_;
+  // From which step on a generator draws from which state.
+  std::vector<std::pair<size_t, GeneratorState>> starts_;
 };
 
 namespace {
 
 thread_local DeferredInit::Tape* recording = nullptr;
+thread_local std::optional<at::Device> default_device;
+
+// Gives a factory that was told no device this one.
+void place(const c10::OperatorHandle& op, Stack& stack, at::Device device) {
+  const auto& arguments = op.schema().arguments();
+  const size_t first = stack.size() - arguments.size();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto& value = stack[first + i];
+    bool any = false;
+    visit_tensors(value, [&](const at::Tensor&, int64_t) { any = true; });
+    if (any) return;
+    if (arguments[i].name() == "device" && value.isNone()) stack[first + i] = c10::IValue(device);
+  }
+}
+
+// While alive operators of this thread come by here.
+Scope listen() {
+  const bool before = c10::impl::tls_is_dispatch_key_included(kKey);
+  c10::impl::tls_set_dispatch_key_included(kKey, true);
+  return scope_exit([before] { c10::impl::tls_set_dispatch_key_included(kKey, before); });
+}
 
 // No operator in here is recorded.
 class Unrecorded {
@@ -164,6 +194,7 @@ class Unrecorded {
 
 void on_operator(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   if (recording == nullptr) {
+    if (default_device) place(op, *stack, *default_device);
     const c10::impl::ExcludeDispatchKeyGuard seen(kKey);
     op.redispatchBoxed(keys & kBelow, stack);
     return;
@@ -181,17 +212,24 @@ TORCH_LIBRARY_IMPL(_, DeferredInit, m) {
 
 void DeferredInit::Tape::begin() {
   for (auto& each : generators_) {
-    const auto now = GeneratorState::now(each.generator).state;
-    if (now.equal(each.state) || (each.end.defined() && now.equal(each.end))) continue;
-    throw MisconfigurationError(
-        "Deferred initialisation was continued after its generator had been seeded or used. "
-        "Construct the second model under a DeferredInit of its own.");
+    const auto now = GeneratorState::now(each.generator);
+    const auto is = [&](const at::Tensor& state) {
+      return state.defined() && now.state.equal(state);
+    };
+    if (is(each.state) || is(each.end)) continue;
+    each = now;  // seeded or used since
+    starts_.emplace_back(steps_.size(), now);
   }
   if (!generators_.empty()) return;
-  generators_.push_back(GeneratorState::now(at::globalContext().defaultGenerator(at::kCPU)));
+  note_state(GeneratorState::now(at::globalContext().defaultGenerator(at::kCPU)));
   if (!device_.is_cpu() && !device_.is_meta()) {
-    generators_.push_back(GeneratorState::now(at::globalContext().defaultGenerator(device_)));
+    note_state(GeneratorState::now(at::globalContext().defaultGenerator(device_)));
   }
+}
+
+void DeferredInit::Tape::note_state(const GeneratorState& state) {
+  generators_.push_back(state);
+  starts_.emplace_back(steps_.size(), state);
 }
 
 int32_t DeferredInit::Tape::memory_of(const at::Tensor& tensor) const {
@@ -219,7 +257,7 @@ void DeferredInit::Tape::note_generator(const Stack& stack, size_t first) {
       if (known.generator == generator) return;
     }
     const Unrecorded unrecorded;
-    generators_.push_back(GeneratorState::now(generator));
+    note_state(GeneratorState::now(generator));
   }
 }
 
@@ -372,7 +410,7 @@ void DeferredInit::Tape::run(const c10::OperatorHandle& op, c10::DispatchKeySet 
 // shape that they turned out to have.
 void DeferredInit::Tape::run_for_values(Step& step, Stack& stack, size_t first, size_t returns) {
   const Unrecorded unrecorded;
-  auto after = rewind();
+  auto after = states_now();
   Stack results;
   {
     const auto back = scope_exit([&] {
@@ -526,18 +564,22 @@ void DeferredInit::Tape::draw_only(const Step& step) const {
   replay_step(step, scratch);
 }
 
-std::vector<GeneratorState> DeferredInit::Tape::rewind() {
+std::vector<GeneratorState> DeferredInit::Tape::states_now() const {
   std::vector<GeneratorState> now;
-  for (auto& each : generators_) {
-    now.push_back(GeneratorState::now(each.generator));
-    each.restore();
-  }
+  for (const auto& each : generators_) now.push_back(GeneratorState::now(each.generator));
   return now;
 }
 
 void DeferredInit::Tape::replay(const Plan& plan, Live& live,
                                 const std::function<void(int64_t step)>& after_step) const {
+  auto start = starts_.begin();
+  const auto set_generators = [&](size_t step) {
+    for (; start != starts_.end() && start->first <= step; ++start) {
+      GeneratorState(start->second).restore();
+    }
+  };
   for (size_t i = 0; i < steps_.size(); ++i) {
+    set_generators(i);
     if (plan.needed[i]) {
       replay_step(steps_[i], live);
     } else if (steps_[i].random) {
@@ -545,6 +587,7 @@ void DeferredInit::Tape::replay(const Plan& plan, Live& live,
     }
     after_step(static_cast<int64_t>(i));
   }
+  set_generators(steps_.size());
 }
 
 void DeferredInit::Tape::materialize(const std::vector<at::Tensor>& tensors, const Take& take) {
@@ -586,7 +629,7 @@ void DeferredInit::Tape::materialize(const std::vector<at::Tensor>& tensors, con
       memories_[static_cast<size_t>(memory)].is_given = true;
     }
   };
-  auto now = rewind();
+  auto now = states_now();
   const auto back = scope_exit([&] {
     for (size_t i = 0; i < now.size(); ++i) {
       auto& ours = generators_[i];
@@ -611,16 +654,14 @@ Scope DeferredInit::record() {
   }
   tape_->begin();
   recording = tape_.get();
-  c10::impl::tls_set_dispatch_key_included(kKey, true);
-  return scope_exit([] {
-    recording = nullptr;
-    c10::impl::tls_set_dispatch_key_included(kKey, false);
-  });
+  return scope_exit([listening = listen()] { recording = nullptr; });
 }
 
 bool DeferredInit::is_deferred(const at::Tensor& tensor) const {
   return tape_->memory_of(tensor) != kNone;
 }
+
+bool DeferredInit::is_pending() const { return tape_->is_pending(); }
 
 void DeferredInit::materialize(const std::vector<at::Tensor>& tensors, const Take& take) {
   tape_->materialize(tensors, take);
@@ -653,5 +694,10 @@ void DeferredInit::materialize(torch::nn::Module& module) {
 }
 
 int64_t DeferredInit::size() const { return tape_->size(); }
+
+Scope default_device_scope(at::Device device) {
+  const auto before = std::exchange(default_device, device);
+  return scope_exit([before, listening = listen()] { default_device = before; });
+}
 
 }  // namespace lightning

@@ -19,7 +19,8 @@
 // from elsewhere are real. A constructor that writes a tensor by its address (accessor, data_ptr)
 // gets LibTorch's "data is not allocated yet": such a model is constructed in the ordinary way.
 //
-// Used on the thread that constructs.
+// Used on the thread that constructs. default_device_scope() is for models that shall have values
+// at once.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -36,20 +37,22 @@ namespace lightning {
 
 class DeferredInit {
  public:
-  //   device   where the tensors will be, whatever device the constructors name; its generator (and
-  //            the CPU's) is as of the first record()
+  //   device   where the tensors will be, whatever device the constructors name
   explicit DeferredInit(at::Device device = at::kCPU);
   ~DeferredInit();
   DeferredInit(const DeferredInit&) = delete;
   DeferredInit& operator=(const DeferredInit&) = delete;
 
-  // May be opened again, to construct more. What converts the model (Module::to) belongs in it too.
-  // Errors: MisconfigurationError inside of another's, and where a generator was seeded or used
-  // since the last one.
+  // May be opened again, to construct more: draws then go on where they were, or begin where a
+  // generator was seeded or used since. What converts the model (Module::to) belongs in it too.
+  // Errors: MisconfigurationError inside of another's.
   Scope record();
 
   // True for a tensor of this construction that has no values yet.
   bool is_deferred(const at::Tensor& tensor) const;
+
+  // Whether somebody holds such a tensor.
+  bool is_pending() const;
 
   // Gives the values of deferred tensors, each as soon as it is complete, and forgets them. Others
   // are passed over. All draws of the construction are made, so that generators end as they would
@@ -70,5 +73,10 @@ class DeferredInit {
  private:
   std::unique_ptr<Tape> tape_;
 };
+
+// While alive tensors that this thread makes by an operator which is told no device are made on
+// this one, as with Python's `with torch.device(...)`. Tensors made of literals stay on the CPU.
+// Inside of DeferredInit::record() it has no effect.
+Scope default_device_scope(at::Device device);
 
 }  // namespace lightning

@@ -399,15 +399,21 @@ void Region::finish() {
 
 // ---- Replay ------------------------------------------------------------------------------------
 
-void Region::want(int32_t value) {
+void Region::want(int32_t value, const at::Tensor& tensor) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  ++values_[static_cast<size_t>(value)].wanted;
+  auto& at = values_[static_cast<size_t>(value)];
+  ++at.wanted;
+  if (at.storage.has_value() || !tensor.has_storage()) return;
+  at.storage = WeakStorage(tensor.storage().getWeakStorageImpl());
+  if (!at.shape.has_value()) at.shape.emplace(tensor);
 }
 
 void Region::forget(int32_t value) {
   at::Tensor last;  // freed without the lock
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (--values_[static_cast<size_t>(value)].wanted > 0) return;
+  auto& at = values_[static_cast<size_t>(value)];
+  if (--at.wanted > 0) return;
+  at.storage.reset();
   if (replayed_) last = std::move(live_[static_cast<size_t>(value)]);
 }
 
@@ -415,10 +421,17 @@ at::Tensor Region::get(int32_t value) {
   const std::lock_guard<std::mutex> lock(mutex_);
   auto& at = values_[static_cast<size_t>(value)];
   if (at.outside.defined()) return at.outside;
-  // Somebody holds it: the region's output, as the input of what follows.
-  if (auto alive = at.original->lock()) return held(at::Tensor(std::move(alive)));
+  if (auto tensor = alive(at); tensor.defined()) return tensor;
   if (!replayed_) replay();
   return live_[static_cast<size_t>(value)];
+}
+
+// Where somebody holds it or its memory: the region's output, as the input of what follows.
+at::Tensor Region::alive(const Value& value) const {
+  if (auto tensor = value.original->lock()) return held(at::Tensor(std::move(tensor)));
+  if (!value.storage.has_value()) return {};
+  auto storage = value.storage->lock();
+  return storage ? value.shape->over(c10::Storage(std::move(storage))) : at::Tensor();
 }
 
 void Region::check_versions() const {
@@ -523,8 +536,10 @@ void Region::replay() {
   const auto drop = [&](int32_t id) {
     if (!stays[static_cast<size_t>(id)]) live_[static_cast<size_t>(id)].reset();
   };
+  // Less than at the end of forward: some of it was alive when it was asked for.
+  const auto needed = needed_steps();
   for (size_t i = 0; i < steps_.size(); ++i) {
-    run_step(steps_[i]);
+    if (needed[i]) run_step(steps_[i]);
     for (const auto id : ends[i]) drop(id);
     for (const auto id : steps_[i].results) {
       if (id != kNone && values_[static_cast<size_t>(id)].last_use == kNone) drop(id);

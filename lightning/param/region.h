@@ -50,7 +50,9 @@ class Region {
 
   // ---- In backward ------------------------------------------------------------------------------
 
-  void want(int32_t value);
+  // `tensor` is the value, which autograd saves. While others keep its memory nothing is replayed
+  // for it.
+  void want(int32_t value, const at::Tensor& tensor);
   void forget(int32_t value);
   at::Tensor get(int32_t value);
 
@@ -64,6 +66,7 @@ class Region {
     std::optional<WeakTensor> original;  // keeps its address from being used again
     at::Tensor outside;
     std::optional<Shape> shape;
+    std::optional<WeakStorage> storage;  // of one that is wanted
     int32_t base = kNone;
     int32_t memory = kNone;
     uint32_t version = 0;  // of `outside`, at the end of the region
@@ -117,6 +120,7 @@ class Region {
   void drop_unneeded(const std::vector<bool>& needed);
   void check_versions() const;
   void replay();
+  at::Tensor alive(const Value& value) const;
   at::Tensor resolve(int32_t value);
   Stack stack_of(const Step& step);
   void run_step(const Step& step);

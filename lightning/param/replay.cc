@@ -36,7 +36,7 @@ class SavedOfRegion : public torch::autograd::SavedVariableHooks {
     if (value_ == kNone) {
       kept_ = held(tensor);
     } else {
-      region_->want(value_);
+      region_->want(value_, tensor);
     }
   }
   at::Tensor call_unpack_hook() override {

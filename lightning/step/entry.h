@@ -13,6 +13,7 @@ namespace lightning {
 template <class Method>
 auto enter_method(Strategy& strategy, Method&& method) {
   const Scope step = strategy.step_scope();
+  const Scope norms = strategy.batch_norm_scope();
   const Scope forward = strategy.precision().forward_context();
   return std::forward<Method>(method)();
 }

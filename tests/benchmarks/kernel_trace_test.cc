@@ -15,6 +15,8 @@ TEST_CASE("of the time of collectives, what another kernel runs beside is hidden
   CHECK(overlap->collectives_ms == Approx(5));
   CHECK(overlap->hidden_ms == Approx(2));
   CHECK(overlap->share() == Approx(0.4));
+  CHECK(overlap->span_ms == Approx(30));
+  CHECK(overlap->idle_ms == Approx(13));
 }
 
 TEST_CASE("collectives that run beside each other hide nothing and count once", "[benchmarks]") {

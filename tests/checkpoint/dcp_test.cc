@@ -247,6 +247,7 @@ def odd():
     }
 
 def work(rank, world):
+    torch.set_num_threads(1)  # makes torch's pool of threads anew, as its threads would at once
     dist.init_process_group('gloo', init_method='file://' + folder + 'store', rank=rank,
                             world_size=world)
     from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh

@@ -53,7 +53,6 @@ const std::vector<Refused>& refused() {
        {"reload_dataloaders_every_n_epochs=-1"}},
       {[] { return options().num_nodes(0); }, {"num_nodes=0"}},
       {[] { return options().num_nodes(2); }, {"num_nodes=2", "MASTER_ADDR is not set"}},
-      {[] { return options().sync_batchnorm(true); }, {"sync_batchnorm", "does not do yet"}},
       {[] { return options().accelerator("cpu").strategy("single_device").devices(4); },
        {"devices=4", "works on one device"}},
       {[] { return options().accelerator("cpu").devices(0); }, {"devices", "0"}},

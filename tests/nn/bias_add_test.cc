@@ -50,6 +50,31 @@ TEST_CASE("under autocast on a GPU torch::nn::Linear adds its bias in float32, r
   }
 }
 
+TEST_CASE("on a GPU torch::nn::Linear in 16 bits adds its bias as LibTorch does", "[nn][gpu]") {
+  if (no_gpu()) return;
+  torch::manual_seed(1);
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
+  for (const auto& [batch, time, in, out] :
+       std::vector<std::array<int64_t, 4>>{{2, 1000, 64, 768}, {3, 5, 8, 7}, {1, 1, 3, 1}}) {
+    CAPTURE(dtype, batch, time, in, out);
+    torch::nn::Linear linear(in, out);
+    linear->to(at::kCUDA, dtype);
+    const auto x = at::randn({batch, time, in}, at::kCUDA).to(dtype).requires_grad_();
+    const auto output = linear->forward(x);
+    const auto product = x.matmul(linear->weight.t());
+    CHECK(at::equal(output, product + linear->bias));
+    const auto version = product._version();
+    const torch::NoGradGuard no_grad;
+    product.add_(linear->bias);
+    CHECK(at::equal(product, output));
+    CHECK(product._version() == version + 1);
+    const auto gradient = at::randn_like(output);
+    const torch::AutoGradMode with_gradients(true);
+    output.backward(gradient);
+    CHECK(at::equal(linear->bias.grad(), gradient.sum(at::IntArrayRef{0, 1})));
+  }
+}
+
 TEST_CASE("under autocast on a GPU a bias that was added can be differentiated twice",
           "[nn][gpu]") {
   if (no_gpu()) return;
@@ -78,6 +103,10 @@ TEST_CASE("under autocast on a GPU other sums in place are LibTorch's own", "[nn
     rows.add_(other, alpha);
     CHECK(at::equal(rows, exact));
   };
+  auto square = at::randn({8, 8}, options);
+  const auto first = (square + square[0]).clone();
+  square.add_(square[0].clone());
+  CHECK(at::equal(square, first));
   sum_of(at::randn({4, 8}, options), bias);
   sum_of(at::randn({8, 4}, options).t(), bias);
   sum_of(at::randn({4, 16}, options).narrow(1, 8, 8), bias);

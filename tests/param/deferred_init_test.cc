@@ -249,8 +249,69 @@ TEST_CASE("models may be constructed one after another, and converted while they
   c->to(torch::kFloat);  // too late
   CHECK_THROWS_WITH(deferred.materialize(*c),
                     Contains("\"table.weight\"") && Contains("inside of the recording"));
+}
+
+TEST_CASE("what is constructed after generators were used draws from where they are then",
+          "[param]") {
+  const auto make = [] { return std::make_shared<GPT>(1, 4, 5); };
+  torch::manual_seed(3);
+  DeferredInit deferred;
+  const auto first = make_deferred(deferred, make);
   torch::manual_seed(5);
-  CHECK_THROWS_WITH(deferred.record(), Contains("seeded or used"));
+  const auto second = make_deferred(deferred, make);
+  torch::rand(7);  // of no concern to those, which have not drawn yet
+  const auto third = make_deferred(deferred, make);
+  const auto between = torch::rand(2);
+  for (const auto& model : {second, first, third}) deferred.materialize(*model);
+  const auto check_drawn = [&](const nn::Module& model) {
+    const auto expected = make();
+    for (size_t i = 0; i < model.parameters().size(); ++i) {
+      CHECK(torch::equal(model.parameters()[i], expected->parameters()[i]));
+    }
+  };
+  torch::manual_seed(3);
+  check_drawn(*first);
+  torch::manual_seed(5);
+  check_drawn(*second);
+  torch::manual_seed(5);
+  torch::rand(7);
+  check_drawn(*third);
+  torch::manual_seed(5);
+  torch::rand(7);
+  CHECK(torch::equal(torch::rand(2), between));
+}
+
+TEST_CASE("a default device is where tensors are made that are told none", "[param]") {
+  const at::Tensor elsewhere = torch::ones({2});
+  {
+    const Scope scope = default_device_scope(at::kMeta);
+    CHECK(torch::zeros({3}).is_meta());
+    CHECK(torch::randn({3}).is_meta());
+    CHECK(torch::arange(3).is_meta());
+    CHECK(torch::nn::Linear(2, 3)->weight.is_meta());
+    CHECK(torch::zeros({3}, torch::kCPU).is_cpu());
+    CHECK(torch::tensor({1, 2}).is_cpu());
+    CHECK(torch::zeros_like(elsewhere).is_cpu());
+    CHECK((elsewhere * 2).is_cpu());
+    CHECK(elsewhere.new_zeros({2}).is_cpu());
+    {
+      const Scope inner = default_device_scope(at::kCPU);
+      CHECK(torch::zeros({3}).is_cpu());
+    }
+    CHECK(torch::zeros({3}).is_meta());
+    DeferredInit deferred;
+    at::Tensor empty;
+    {
+      const Scope record = deferred.record();
+      empty = torch::ones({3});
+    }
+    at::Tensor value;
+    deferred.materialize({empty},
+                         [&](const at::Tensor&, const at::Tensor& values) { value = values; });
+    CHECK(value.is_cpu());
+    CHECK(torch::zeros({3}).is_meta());
+  }
+  CHECK(torch::zeros({3}).is_cpu());
 }
 
 TEST_CASE("8 billion parameters are built at once, with no memory", "[param]") {

@@ -11,7 +11,7 @@
 
 #include "lightning.h"
 #include "lightning/checkpoint/torch_file.h"
-#include "lightning/data/distributed_sampler.h"
+#include "tests/ranks/in_turn.h"
 #include "tests/support/ranks.h"
 
 using namespace lightning;
@@ -19,9 +19,6 @@ using namespace lightning::testing;
 using Catch::Contains;
 
 namespace {
-
-constexpr int64_t kRows = 48;
-constexpr int64_t kBatch = 3;  // of a rank
 
 struct Config {
   std::string name;
@@ -73,43 +70,7 @@ std::vector<Config> configs() {
   return all;
 }
 
-// The samples of all ranks as one process takes them: a batch of each rank in turn. Their order is
-// DistributedSampler's.
-class InTurn : public Sampler {
- public:
-  explicit InTurn(int64_t ranks) : ranks_(ranks) {}
-  IndexStream iterate() override {
-    std::vector<int64_t> order;
-    DistributedSampler all(kRows, {1, 0, true, 0, false});
-    all.set_epoch(epoch_);
-    const auto next = all.iterate();
-    while (const auto index = next()) order.push_back(*index);
-    std::vector<int64_t> turned;
-    for (int64_t batch = 0; batch * kBatch * ranks_ < kRows; ++batch) {
-      for (int64_t rank = 0; rank < ranks_; ++rank) {
-        for (int64_t i = 0; i < kBatch; ++i) {
-          turned.push_back(order[static_cast<size_t>((batch * kBatch + i) * ranks_ + rank)]);
-        }
-      }
-    }
-    return [turned, place = size_t{0}]() mutable {
-      return place < turned.size() ? std::optional<int64_t>(turned[place++]) : std::nullopt;
-    };
-  }
-  std::optional<int64_t> size() const override { return kRows; }
-  void set_epoch(int64_t epoch) override { epoch_ = epoch; }
-
- private:
-  int64_t ranks_;
-  int64_t epoch_ = 0;
-};
-
-DataLoader rows(std::shared_ptr<Sampler> sampler) {
-  auto generator = at::make_generator<at::CPUGeneratorImpl>(3);
-  DataLoaderOptions options(kBatch);
-  if (sampler != nullptr) options.sampler(sampler);
-  return DataLoader(TensorDataset(Batch(at::randn({kRows, 8}, generator))), options);
-}
+DataLoader rows(std::shared_ptr<Sampler> sampler) { return rows_of(8, std::move(sampler)); }
 
 // Ranks begin with other weights; rank 0's are to hold.
 struct Net : LightningModule {
@@ -145,25 +106,6 @@ struct Net : LightningModule {
   std::vector<at::Tensor> losses;
 };
 
-TrainerOptions options(const std::string& dir) {
-  return TrainerOptions()
-      .accelerator(Ranks::accelerator())
-      .max_epochs(2)
-      .logger(false)
-      .enable_progress_bar(false)
-      .enable_model_summary(false)
-      .enable_checkpointing(false)
-      .default_root_dir(dir);
-}
-
-TrainerOptions configured(const Config& config, const std::string& dir) {
-  auto flags = options(dir).precision(config.precision);
-  if (config.clip > 0) {
-    flags.gradient_clip_val(config.clip).gradient_clip_algorithm(config.clip_algorithm);
-  }
-  return flags;
-}
-
 // Losses, mean over the ranks of each step, and final weights.
 struct Outcome {
   at::Tensor losses;
@@ -188,10 +130,6 @@ Outcome alone(const Config& config, int64_t ranks, const std::string& dir) {
   return {losses, weights_of(*net)};
 }
 
-std::string file_of(const std::string& folder, const Config& config) {
-  return folder + "/" + config.name + ".pt";
-}
-
 }  // namespace
 
 TEST_CASE("program: trains in every way", "[.program]") {
@@ -211,7 +149,7 @@ TEST_CASE("program: trains in every way", "[.program]") {
       CAPTURE(config.name, name, others);
       for (int64_t rank = 1; rank < ranks; ++rank) CHECK(at::equal(others[0], others[rank]));
     }
-    if (trainer.is_global_zero()) write_torch_file(result, file_of(Ranks::folder(), config));
+    if (trainer.is_global_zero()) write_torch_file(result, file_of(Ranks::folder(), config.name));
   }
 }
 
@@ -225,7 +163,7 @@ TEST_CASE("ddp trains as one process does on the same global batch", "[ranks]") 
   for (const auto& config : configs()) {
     CAPTURE(ranks, config.name);
     const auto expected = alone(config, ranks, program.dir().path());
-    const auto result = read_torch_file(file_of(program.dir().path(), config));
+    const auto result = read_torch_file(file_of(program.dir().path(), config.name));
     const bool exact =
         Ranks::on_cpu() && ranks == 2 && config.accumulate == 1 && config.tolerance == 0;
     const auto tolerance = config.tolerance > 0               ? config.tolerance

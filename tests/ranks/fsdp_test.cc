@@ -10,8 +10,8 @@
 
 #include "lightning.h"
 #include "lightning/checkpoint/torch_file.h"
-#include "lightning/data/distributed_sampler.h"
 #include "lightning/param/touch.h"
+#include "tests/ranks/in_turn.h"
 #include "tests/support/python.h"
 #include "tests/support/ranks.h"
 
@@ -21,8 +21,6 @@ using Catch::Contains;
 
 namespace {
 
-constexpr int64_t kRows = 48;
-constexpr int64_t kBatch = 3;  // of a rank
 constexpr int64_t kWidth = 6;  // no multiple of 4: a rank has padding, or nothing
 
 struct Config {
@@ -91,6 +89,7 @@ std::vector<Config> configs(int64_t ranks) {
     c.clip = 0.05;
     c.tolerance = 1e-5;
   });
+  add("cpu_offload", Options().cpu_offload(true), [](Config& c) { c.born_empty = true; });
   add("HYBRID_SHARD, one rank in a group", Options(hybrid).device_mesh({ranks, 1}), nothing);
   for (const char* sharding : {"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD"}) {
     const auto options = Options().sharding_strategy(sharding);
@@ -118,42 +117,8 @@ std::vector<Config> configs(int64_t ranks) {
   return all;
 }
 
-// The samples of all ranks as one process takes them: a batch of each rank in turn. Their order is
-// DistributedSampler's.
-class InTurn : public Sampler {
- public:
-  explicit InTurn(int64_t ranks) : ranks_(ranks) {}
-  IndexStream iterate() override {
-    std::vector<int64_t> order;
-    DistributedSampler all(kRows, {1, 0, true, 0, false});
-    all.set_epoch(epoch_);
-    const auto next = all.iterate();
-    while (const auto index = next()) order.push_back(*index);
-    std::vector<int64_t> turned;
-    for (int64_t batch = 0; batch * kBatch * ranks_ < kRows; ++batch) {
-      for (int64_t rank = 0; rank < ranks_; ++rank) {
-        for (int64_t i = 0; i < kBatch; ++i) {
-          turned.push_back(order[static_cast<size_t>((batch * kBatch + i) * ranks_ + rank)]);
-        }
-      }
-    }
-    return [turned, place = size_t{0}]() mutable {
-      return place < turned.size() ? std::optional<int64_t>(turned[place++]) : std::nullopt;
-    };
-  }
-  std::optional<int64_t> size() const override { return kRows; }
-  void set_epoch(int64_t epoch) override { epoch_ = epoch; }
-
- private:
-  int64_t ranks_;
-  int64_t epoch_ = 0;
-};
-
 DataLoader rows(std::shared_ptr<Sampler> sampler, int64_t batch = kBatch) {
-  auto generator = at::make_generator<at::CPUGeneratorImpl>(3);
-  DataLoaderOptions options(batch);
-  if (sampler != nullptr) options.sampler(sampler);
-  return DataLoader(TensorDataset(Batch(at::randn({kRows, kWidth}, generator))), options);
+  return rows_of(kWidth, std::move(sampler), batch);
 }
 
 struct BlockImpl : torch::nn::Module {
@@ -241,26 +206,6 @@ struct Net : LightningModule {
   std::vector<at::Tensor> losses;
 };
 
-TrainerOptions options(const std::string& dir) {
-  return TrainerOptions()
-      .accelerator(Ranks::accelerator())
-      .max_epochs(2)
-      .logger(false)
-      .enable_progress_bar(false)
-      .enable_model_summary(false)
-      .enable_checkpointing(false)
-      .num_sanity_val_steps(1)
-      .default_root_dir(dir);
-}
-
-TrainerOptions configured(const Config& config, const std::string& dir) {
-  auto flags = options(dir).precision(config.precision);
-  if (config.clip > 0) {
-    flags.gradient_clip_val(config.clip).gradient_clip_algorithm(config.clip_algorithm);
-  }
-  return flags;
-}
-
 // Losses, mean over the ranks of each step, and final weights.
 struct Outcome {
   at::Tensor losses;
@@ -269,9 +214,12 @@ struct Outcome {
 };
 
 Outcome alone(const Config& config, int64_t ranks, const std::string& dir) {
-  Trainer trainer(configured(config, dir)
-                      .devices(1)
-                      .accumulate_grad_batches(config.manual ? 1 : ranks * config.accumulate));
+  auto flags = configured(config, dir)
+                   .devices(1)
+                   .accumulate_grad_batches(config.manual ? 1 : ranks * config.accumulate);
+  // What is born empty is drawn on the device, and a GPU draws other numbers than a CPU.
+  if (config.born_empty && !Ranks::on_cpu()) flags.strategy(FSDPStrategyOptions());
+  Trainer trainer(flags);
   auto net = std::make_shared<Net>(config, ranks, 0);
   trainer.fit(net, rows(std::make_shared<InTurn>(ranks)), rows(nullptr));
   Outcome outcome;
@@ -281,10 +229,6 @@ Outcome alone(const Config& config, int64_t ranks, const std::string& dir) {
   trainer.test(net, rows(nullptr));
   outcome.test_loss = *trainer.metric("test_loss");
   return outcome;
-}
-
-std::string file_of(const std::string& folder, const Config& config) {
-  return folder + "/" + config.name + ".pt";
 }
 
 }  // namespace
@@ -312,7 +256,7 @@ TEST_CASE("program: trains in shards in every way", "[.program]") {
                                {"val_loss", val_loss},
                                {"test_loss", *trainer.metric("test_loss")},
                                {"weights", std::move(weights)}});
-    if (trainer.is_global_zero()) write_torch_file(result, file_of(Ranks::folder(), config));
+    if (trainer.is_global_zero()) write_torch_file(result, file_of(Ranks::folder(), config.name));
   }
 }
 
@@ -327,7 +271,7 @@ TEST_CASE("fsdp trains as one process does on the same global batch", "[ranks]")
   for (const auto& config : configs(ranks)) {
     CAPTURE(ranks, config.name);
     const auto expected = alone(config, ranks, program.dir().path());
-    const auto result = read_torch_file(file_of(program.dir().path(), config));
+    const auto result = read_torch_file(file_of(program.dir().path(), config.name));
     const bool exact =
         Ranks::on_cpu() && ranks == 2 && config.accumulate == 1 && config.tolerance == 0;
     const auto rounding = Ranks::on_cpu() ? 1e-5 : 1e-4;
@@ -350,6 +294,48 @@ TEST_CASE("fsdp trains as one process does on the same global batch", "[ranks]")
       compare(result.at("weights").at(name).as_tensor(), weight.as_tensor());
     }
   }
+}
+
+TEST_CASE("program: trains by the names of both", "[.program]") {
+  struct Case {
+    const char* precision;
+    int64_t accumulate;
+    double clip;
+  };
+  for (const auto& how : {Case{"32-true", 1, 0}, {"bf16-mixed", 2, 0.05}, {"bf16-true", 1, 0}}) {
+    CAPTURE(how.precision);
+    std::vector<State> weights;
+    std::vector<at::Tensor> losses;
+    for (const char* name : {"fsdp", "fsdp_cpu_offload"}) {
+      Config config;
+      config.optimizer = "adamw";
+      auto flags = options(Ranks::folder())
+                       .devices(2)
+                       .strategy(name)
+                       .precision(how.precision)
+                       .accumulate_grad_batches(how.accumulate);
+      if (how.clip > 0) flags.gradient_clip_val(how.clip);
+      Trainer trainer(flags);
+      auto net = std::make_shared<Net>(config, 1, trainer.global_rank());
+      trainer.fit(net, rows(nullptr), rows(nullptr));
+      losses.push_back(at::stack(net->losses));
+      weights.push_back(trainer.strategy().model_state(*net));
+    }
+    CHECK(losses[0].numel() > 10);
+    CHECK(at::equal(losses[0], losses[1]));
+    if (Ranks::variable("LOCAL_RANK") != "0") continue;
+    for (const auto& [name, weight] : weights[0].as_dict()) {
+      INFO(to_string(name));
+      CHECK(at::equal(weights[1].at(name).as_tensor(), weight.as_tensor()));
+    }
+  }
+}
+
+TEST_CASE("on a CPU fsdp_cpu_offload is fsdp, to the bit", "[ranks]") {
+  Ranks program;
+  const auto ended = program.run("program: trains by the names of both");
+  INFO(ended.output);
+  CHECK(ended.status == 0);
 }
 
 namespace {
@@ -732,6 +718,8 @@ TEST_CASE("an fsdp option that makes no sense is an error with what to write", "
       Contains("device_mesh=[2, 2] with 2 processes"));
   CHECK_THROWS_WITH(made(FSDPStrategyOptions().state_dict_type("local")),
                     Contains("state_dict_type=\"local\"") && Contains("sharded"));
+  CHECK_THROWS_WITH(made(FSDPStrategyOptions().checkpoint_layout("ddp")),
+                    Contains("checkpoint_layout=\"ddp\"") && Contains("model_parallel"));
   CHECK_THROWS_WITH(made(FSDPStrategyOptions().timeout(std::string("00:00:00:00"))),
                     Contains("timeout"));
 }

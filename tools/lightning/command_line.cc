@@ -1,6 +1,5 @@
 #include "tools/lightning/command_line.h"
 
-#include <c10/util/Exception.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -11,18 +10,15 @@
 #include "lightning/checkpoint/mapped_file.h"
 #include "lightning/errors.h"
 #include "lightning/escaped.h"
-#include "lightning/log.h"
 #include "lightning/version.h"
 #include "tools/lightning/convert.h"
 #include "tools/lightning/show.h"
 #include "tools/lightning/shown_text.h"
 #include "tools/lightning/verify.h"
+#include "tools/program/program.h"
 
 namespace lightning::tools {
 namespace {
-
-constexpr int kBroken = 1;
-constexpr int kMisused = 2;
 
 struct ShowArguments {
   std::string path;
@@ -102,12 +98,6 @@ void run_show(const ShowArguments& arguments, std::ostream& out) {
   out << text.str();
 }
 
-// LibTorch's errors bring a stack trace along.
-std::string message_of(const std::exception& error) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  return escaped(torch_error != nullptr ? torch_error->what_without_backtrace() : error.what());
-}
-
 int run_verify(const std::vector<std::string>& paths, std::ostream& out) {
   int status = 0;
   for (const auto& path : paths) {
@@ -126,42 +116,9 @@ int run_verify(const std::vector<std::string>& paths, std::ostream& out) {
   return status;
 }
 
-// A word that is no subcommand where one is expected.
-void check_subcommands(const CLI::App& app, const std::vector<std::string>& arguments) {
-  const auto* at = &app;
-  for (const auto& word : arguments) {
-    const auto known = at->get_subcommands([](const CLI::App*) { return true; });
-    if (known.empty()) return;
-    if (!word.empty() && word[0] == '-') continue;
-    const auto next = std::find_if(known.begin(), known.end(),
-                                   [&](const CLI::App* one) { return one->check_name(word); });
-    if (next == known.end()) {
-      std::vector<std::string> names;
-      for (const auto* one : known) names.push_back(one->get_name());
-      throw MisconfigurationError(str("\"", word, "\" is no command of `", at->get_name(),
-                                      "`. Known: ", join(names), ".", did_you_mean(word, names)));
-    }
-    at = *next;
-  }
-}
-
-// The lines of the library, which may hold text from a file, without harm.
-class EscapedLog {
- public:
-  explicit EscapedLog(std::ostream& err)
-      : before_(set_log_sink([&err](const std::string& line) { err << escaped(line) << '\n'; })) {}
-  ~EscapedLog() { set_log_sink(before_); }
-  EscapedLog(const EscapedLog&) = delete;
-  EscapedLog& operator=(const EscapedLog&) = delete;
-
- private:
-  LogSink before_;
-};
-
 }  // namespace
 
 int run(const std::vector<std::string>& arguments, std::ostream& out, std::ostream& err) {
-  const EscapedLog log(err);
   CLI::App app("Tools for what Lightning writes.", "lightning");
   app.require_subcommand(1);
   app.set_version_flag("--version", str("lightning ", kVersion));
@@ -174,35 +131,18 @@ int run(const std::vector<std::string>& arguments, std::ostream& out, std::ostre
   auto* convert = add_convert(*checkpoint, convert_arguments);
   auto* verify = add_verify(*checkpoint, verify_paths);
 
-  try {
-    check_subcommands(app, arguments);
-    auto reversed = arguments;  // as CLI11 takes them
-    std::reverse(reversed.begin(), reversed.end());
-    app.parse(reversed);
-  } catch (const CLI::ParseError& error) {
-    std::ostringstream text;
-    const int status = app.exit(error, text, text);
-    (status == 0 ? out : err) << (status == 0 ? "" : "error: ") << text.str();
-    return status == 0 ? 0 : kMisused;
-  } catch (const MisconfigurationError& error) {
-    err << "error: " << message_of(error) << '\n';
-    return kMisused;
-  }
-  try {
-    if (*verify) return run_verify(verify_paths, out);
-    if (*show) run_show(show_arguments, out);
-    if (*convert) {
-      convert_checkpoint(convert_arguments.from, convert_arguments.to, convert_arguments.options,
-                         err);
-    }
-    return 0;
-  } catch (const MisconfigurationError& error) {
-    err << "error: " << message_of(error) << '\n';
-    return kMisused;
-  } catch (const std::exception& error) {
-    err << "error: " << message_of(error) << '\n';
-    return kBroken;
-  }
+  return run_program(
+      app, arguments,
+      [&] {
+        if (*verify) return run_verify(verify_paths, out);
+        if (*show) run_show(show_arguments, out);
+        if (*convert) {
+          convert_checkpoint(convert_arguments.from, convert_arguments.to,
+                             convert_arguments.options, err);
+        }
+        return 0;
+      },
+      out, err);
 }
 
 }  // namespace lightning::tools
