@@ -42,9 +42,7 @@ Batch LightningModule::predict_forward(const Batch&) {
 void LightningModule::on_validation_model_zero_grad() { zero_grad(); }
 
 void LightningModule::optimizer_zero_grad(int64_t, int64_t, torch::optim::Optimizer& optimizer) {
-  for (auto& group : optimizer.param_groups()) {  // views of buckets too, see LightningOptimizer
-    for (auto& parameter : group.params()) parameter.mutable_grad().reset();
-  }
+  drop_gradients(optimizer);
 }
 
 void LightningModule::backward(const at::Tensor& loss) { loss.backward(); }

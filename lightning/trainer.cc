@@ -567,16 +567,10 @@ std::optional<PreemptionSignal> Trainer::Engine::requeue_on_signal() {
            " will save the run and requeue the job."));
   return PreemptionSignal{
       environment->requeue_signal(), [this, environment](bool requeue, bool terminate) {
-        auto& strategy = *run.strategy_;
-        if (strategy.world_size() > 1) {
-          requeue = strategy.reduce_any(requeue);
-          terminate = strategy.reduce_any(terminate);
-        }
-        if (!requeue && !terminate) return;
         if (terminate) info("Bypassing SIGTERM: under SLURM the run goes on until it is killed.");
         if (requeue) info("SLURM asked for the job to be requeued.");
         save_for_requeue();
-        if (!requeue || !strategy.is_global_zero()) return;
+        if (!requeue || !run.strategy_->is_global_zero()) return;
         try {
           environment->requeue();
           info("Requeued SLURM job: " + SLURMEnvironment::job_id().value_or(""));
@@ -636,7 +630,7 @@ void Trainer::Engine::fit(Call call) {
     run.settings.max_epochs = kDefaultMaxEpochs;
     max_epochs_given = true;
   }
-  run.should_stop = false;
+  run.forget_stop();
   run.settings.accumulate_grad_batches = run.trainer_ref().options().accumulate_grad_batches();
   run.settings.accumulation_changed = false;
   run.fit.place = FitPlace::kOutside;

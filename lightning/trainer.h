@@ -117,8 +117,9 @@ class Trainer {
   // Source: Lightning 2.6, `Fabric.init_tensor`.
   Scope init_tensor();
 
-  // Ends fit after the batch that runs, once min_epochs and min_steps are reached; on all ranks
-  // where one of several says so.
+  // Ends fit after the batch that runs, once min_epochs and min_steps are reached. Where only some
+  // of several ranks say so, all end after the first batch that none of them has passed, and
+  // should_stop() is false until then.
   void set_should_stop(bool stop);
   bool should_stop() const;
 

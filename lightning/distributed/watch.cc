@@ -12,12 +12,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -57,16 +59,20 @@ enum class Weight : uint8_t {
 };
 
 enum class Message : uint8_t {
-  kHello,     // secret, host, place; to rank 0
-  kFailure,   // rank, weight, text; to rank 0, and rank 0's own to all
-  kLeft,      // rank: its program ends in good order
-  kEnd,       // text: all end
-  kAllRaise,  // every rank raises: no one is ended
-  kAskStop,   // kind; to rank 0
-  kWhere,     // kind: until where do you surely go?; to all
-  kHere,      // place; to rank 0
-  kStopAt     // place; to all
+  kHello,      // secret, host, place; to rank 0
+  kFailure,    // rank, weight, text; to rank 0, and rank 0's own to all
+  kLeft,       // rank: its program ends in good order
+  kEnd,        // text: all end
+  kAllRaise,   // every rank raises: no one is ended
+  kAskToMeet,  // matter, meetings agreed on so far; to rank 0
+  kWhere,      // matter: which place will you not pass before you know?; to all
+  kHere,       // matter, place; to rank 0
+  kMeetAt      // matter, place; to all
 };
+
+constexpr size_t kMatters = 2;
+// Places of a run are numbered from a multiple of this, so that later runs have higher numbers.
+constexpr int64_t kPlacesOfRun = int64_t{1} << 40;
 
 struct Failure {
   int64_t rank = 0;
@@ -127,6 +133,12 @@ std::string framed(Message type, const std::string& body) {
   put_number(frame, static_cast<int64_t>(body.size()) + 1);
   frame += static_cast<char>(type);
   return frame + body;
+}
+
+std::string numbers(std::initializer_list<int64_t> all) {
+  std::string body;
+  for (const auto one : all) put_number(body, one);
+  return body;
 }
 
 std::string failure_body(const Failure& failure) {
@@ -246,6 +258,8 @@ std::string random_secret() {
   return text;
 }
 
+std::atomic<int64_t> messages_sent{0};
+
 // A connection, and what of the next message is there.
 struct Peer {
   int fd = -1;
@@ -257,6 +271,7 @@ struct Peer {
   // False where it is broken. Messages are short and few: they fit what the kernel takes at once.
   void send(Message type, const std::string& body) const {
     const auto frame = framed(type, body);
+    ++messages_sent;
     size_t sent = 0;
     while (sent < frame.size()) {
       const auto rc = ::send(fd, frame.data() + sent, frame.size() - sent, MSG_NOSIGNAL);
@@ -299,6 +314,23 @@ struct Peer {
   }
 };
 
+// Where ranks meet over a matter. Places count up alike on all ranks.
+//
+// One round at a time: nobody asks again before all have met, which a collective makes sure of. A
+// place behind the end of a run is the first of the next.
+struct Meeting {
+  int64_t place = 0;                  // the last that this rank has come to
+  int64_t rounds = 0;                 // agreed on so far
+  std::optional<int64_t> goes_until;  // while a round is open: waits there for what is agreed on
+  std::optional<int64_t> at;          // agreed on, and not met yet
+};
+
+// Rank 0's, of its thread alone.
+struct Round {
+  bool open = false;
+  std::map<int64_t, int64_t> places;  // by rank that has answered
+};
+
 std::atomic<Watch*> installed{nullptr};
 
 }  // namespace
@@ -323,17 +355,12 @@ struct Watch::Impl {
   int exit_status = 1;                  // then
   std::atomic<bool> all_raised{false};  // since the last run began
 
-  // Where ranks stop together. Places count boundaries since the program began, alike on all.
   std::atomic<bool> training{false};
-  int64_t place_in_run = 0;
-  bool has_asked = false;
-  std::atomic<bool> stopping{false};  // rank 0's: all were asked where they are
-  std::optional<int64_t> goes_until;  // told to rank 0
-  std::optional<int64_t> stop_at;
-  Stop stop = Stop::kNo;
+  int64_t training_runs = 0;
+  std::array<Meeting, kMatters> meetings;
 
   // Of the thread alone.
-  std::map<int64_t, int64_t> places;  // rank 0's: of the ranks that have answered
+  std::array<Round, kMatters> open_rounds;
   std::vector<Failure> failures;
   std::map<int64_t, std::string> raised;  // the last error of each rank
   std::map<int64_t, std::string> hosts;
@@ -435,6 +462,9 @@ struct Watch::Impl {
       peer.place.node_rank = reader.number();
       if (!peer.admitted) return;
       hosts[peer.place.global_rank] = peer.host;
+      for (size_t i = 0; i < kMatters; ++i) {
+        if (open_rounds[i].open) peer.send(Message::kWhere, numbers({static_cast<int64_t>(i)}));
+      }
       if (peer.place.node_rank == place.node_rank) return;
       const std::lock_guard<std::mutex> lock(mutex);
       address = local_address(peer.fd);
@@ -442,8 +472,14 @@ struct Watch::Impl {
       return;
     }
     if (type == Message::kFailure) on_failure(read_failure(body));
-    if (type == Message::kAskStop) ask_where(body);
-    if (type == Message::kHere) is_at(peer.place.global_rank, reader.number());
+    if (type == Message::kAskToMeet) {
+      const auto matter = read_matter(reader);
+      open_round(matter, reader.number());
+    }
+    if (type == Message::kHere) {
+      const auto matter = read_matter(reader);
+      is_at(matter, peer.place.global_rank, reader.number());
+    }
     if (type == Message::kLeft) {
       to_all(type, body);
       on_left(reader.number());
@@ -458,63 +494,54 @@ struct Watch::Impl {
                 "lost its connection without a word: it was killed, or its host is gone."});
   }
 
-  // ---- Stopping together ------------------------------------------------------------------------
+  // ---- Meeting ----------------------------------------------------------------------------------
 
-  // Every rank may be one boundary ahead of what it says, by the time it does.
-  int64_t go_until() {
+  static int64_t read_matter(Reader& reader) {
+    return std::clamp<int64_t>(reader.number(), 0, kMatters - 1);
+  }
+
+  // A rank that asks waits where it is; another goes on to its next place.
+  int64_t goes_until(int64_t matter) {
     const std::lock_guard<std::mutex> lock(mutex);
-    goes_until = place_in_run + 2;
-    return *goes_until;
+    auto& meeting = meetings[matter];
+    if (!meeting.goes_until) meeting.goes_until = meeting.place + 1;
+    return *meeting.goes_until;
   }
 
-  // A run that came to its end before the place to stop at had no use for it.
-  void forget_stop() {
-    has_asked = false;
-    stopping = false;
-    goes_until.reset();
-    stop_at.reset();
+  void meet_at(int64_t matter, int64_t where) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    auto& meeting = meetings[matter];
+    meeting.at = where;
+    meeting.goes_until.reset();
+    ++meeting.rounds;
+    changed.notify_all();
   }
 
-  void ask_where(const std::string& kind) {
-    if (stopping.exchange(true)) return;  // another rank was asked to stop too
+  // Who asked before it heard of a round was asked in that round where it is.
+  void open_round(int64_t matter, int64_t rounds_known) {
+    auto& round = open_rounds[matter];
     {
       const std::lock_guard<std::mutex> lock(mutex);
-      stop = static_cast<Stop>(Reader(kind).number());
+      if (round.open || rounds_known != meetings[matter].rounds) return;
     }
-    to_all(Message::kWhere, kind);
-    is_at(0, go_until());
+    round.open = true;
+    to_all(Message::kWhere, numbers({matter}));
+    is_at(matter, 0, goes_until(matter));
   }
 
-  void is_at(int64_t rank, int64_t where) {
-    places[rank] = where;
-    if (static_cast<int64_t>(places.size()) < this->place.world_size) return;
+  void is_at(int64_t matter, int64_t rank, int64_t where) {
+    auto& round = open_rounds[matter];
+    round.places[rank] = where;
+    if (static_cast<int64_t>(round.places.size()) < place.world_size) return;
     int64_t last = 0;
-    for (const auto& one : places) last = std::max(last, one.second);
-    places.clear();
-    std::string body;
-    put_number(body, last);
-    to_all(Message::kStopAt, body);
-    stop_together(last);
-  }
-
-  void stop_together(int64_t where) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    stop_at = where;
-    changed.notify_all();
+    for (const auto& one : round.places) last = std::max(last, one.second);
+    round = Round();
+    to_all(Message::kMeetAt, numbers({matter, last}));
+    meet_at(matter, last);
   }
 
   void to_host(Message type, const std::string& body) {
     if (!peers.empty()) peers[0].send(type, body);
-  }
-
-  void answer_where(const std::string& kind) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex);
-      stop = static_cast<Stop>(Reader(kind).number());
-    }
-    std::string body;
-    put_number(body, go_until());
-    to_host(Message::kHere, body);
   }
 
   // ---- The others -------------------------------------------------------------------------------
@@ -522,8 +549,15 @@ struct Watch::Impl {
   void on_message_to_member(Message type, const std::string& body) {
     if (type == Message::kFailure) last_of_rank_0 = read_failure(body).text;
     if (type == Message::kLeft) on_left(Reader(body).number());
-    if (type == Message::kWhere) answer_where(body);
-    if (type == Message::kStopAt) stop_together(Reader(body).number());
+    Reader reader(body);
+    if (type == Message::kWhere) {
+      const auto matter = read_matter(reader);
+      to_host(Message::kHere, numbers({matter, goes_until(matter)}));
+    }
+    if (type == Message::kMeetAt) {
+      const auto matter = read_matter(reader);
+      meet_at(matter, reader.number());
+    }
     if (type == Message::kAllRaise) {
       last_of_rank_0.clear();
       all_raised = true;
@@ -728,27 +762,29 @@ std::string Watch::own_address() {
 
 bool Watch::trains() const { return impl_->training; }
 
-Stop Watch::stop_here(Stop asked) {
+int64_t Watch::messages() const { return messages_sent; }
+
+bool Watch::meet_here(Matter matter, bool asks) {
   auto& impl = *impl_;
+  const auto number = static_cast<int64_t>(matter);
   std::unique_lock<std::mutex> lock(impl.mutex);
-  ++impl.place_in_run;
-  if (asked != Stop::kNo && !impl.has_asked) {
-    impl.has_asked = true;
+  auto& meeting = impl.meetings[number];
+  ++meeting.place;
+  if (asks && !meeting.goes_until && !meeting.at) {
+    meeting.goes_until = meeting.place;
+    const auto rounds = meeting.rounds;
     lock.unlock();
-    impl.post([&impl, asked] {
-      std::string body;
-      put_number(body, static_cast<int64_t>(asked));
-      impl.is_host() ? impl.ask_where(body) : impl.to_host(Message::kAskStop, body);
+    impl.post([&impl, number, rounds] {
+      impl.is_host() ? impl.open_round(number, rounds)
+                     : impl.to_host(Message::kAskToMeet, numbers({number, rounds}));
     });
     lock.lock();
   }
-  // Rank 0 has asked all where they are; its answer, which is not far, says who goes on until
-  // where.
-  impl.changed.wait(lock, [&] {
-    return !impl.goes_until || impl.stop_at || impl.place_in_run < *impl.goes_until;
-  });
-  const bool here = impl.stop_at && impl.place_in_run >= *impl.stop_at;
-  return here ? impl.stop : Stop::kNo;
+  impl.changed.wait(lock,
+                    [&] { return !meeting.goes_until || meeting.place < *meeting.goes_until; });
+  const bool here = meeting.at && meeting.place >= *meeting.at;
+  if (here) meeting.at.reset();
+  return here;
 }
 
 Scope Watch::in_run(bool trains) {
@@ -762,7 +798,10 @@ Scope Watch::in_run(bool trains) {
   ++impl_->runs;
   impl_->all_raised = false;
   impl_->training = trains;
-  impl_->forget_stop();
+  if (trains) {
+    ++impl_->training_runs;
+    for (auto& one : impl_->meetings) one.place = impl_->training_runs * kPlacesOfRun;
+  }
   return scope_exit([this] {
     const std::lock_guard<std::mutex> lock_again(impl_->mutex);
     --impl_->runs;
@@ -830,6 +869,12 @@ bool report_failure(const std::string& error) {
   auto* watch = Watch::current();
   // LibTorch's errors hold where they come from, in many lines.
   return watch == nullptr || watch->report(error.substr(0, error.find("\nException raised from ")));
+}
+
+bool meet_here(const Collectives& ranks, Matter matter, bool asks) {
+  if (ranks.world_size() == 1) return asks;
+  auto* watch = Watch::current();
+  return watch == nullptr || watch->meet_here(matter, asks);
 }
 
 }  // namespace lightning

@@ -15,12 +15,13 @@
 #include <string>
 
 #include "lightning/distributed/cluster_environment.h"
+#include "lightning/distributed/collectives.h"
 #include "lightning/scope.h"
 
 namespace lightning {
 
-// A signal that asks for the end of a run.
-enum class Stop : uint8_t { kNo, kTerminate, kInterrupt };
+// What the ranks of a run decide together, when one of them asks to.
+enum class Matter : uint8_t { kStop, kSignals };
 
 class Watch {
  public:
@@ -40,14 +41,20 @@ class Watch {
   std::string own_address();
 
   // While alive this process is in a run, which needs all others; `trains`: and stops where all do.
+  // All ranks begin the same runs.
   // Errors: std::runtime_error where one has ended its program already.
   Scope in_run(bool trains);
 
   bool trains() const;
-  // At a place to which all ranks come equally often: whether they stop here, because one of them
-  // was asked to. A rank that is asked goes on until all have agreed where: no message is sent and
-  // nothing waited for before.
-  Stop stop_here(Stop asked);
+  // At a place of a matter, to which all ranks come equally often: whether all meet here, because
+  // one of them asked to, here or before. It is the first place that none had passed: where all ask
+  // at the same one, that. All then call a collective before the next place.
+  //
+  // Until a rank asks no message is sent and nothing waited for. Who asks waits for the threads of
+  // the others to say where they are, whatever the others wait for meanwhile.
+  bool meet_here(Matter matter, bool asks);
+  // How many messages this process has sent.
+  int64_t messages() const;
 
   // Tells all ranks that this one raises, and waits until the cause is agreed on. Returns where
   // the error may go on its way: true where all ranks raise, false where the others are ended and
@@ -75,5 +82,8 @@ class Watch {
 
 // Watch::report for whoever does not know whether there is one; true where there is none.
 bool report_failure(const std::string& error);
+// Watch::meet_here for a process of `ranks`: who is alone meets where it asks to, and ranks that do
+// not watch each other meet at every place.
+bool meet_here(const Collectives& ranks, Matter matter, bool asks);
 
 }  // namespace lightning

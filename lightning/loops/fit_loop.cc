@@ -299,7 +299,7 @@ void FitLoop::end_epoch() {
   callbacks(true);
   run_.agree_on_stop();
   finish_epoch();
-  handle_signals();
+  handle_signals(*run_.strategy_);
 }
 
 void FitLoop::finish_epoch() {
@@ -519,7 +519,8 @@ void FitLoop::finish_validation() {
   }
   run_.fit.place = FitPlace::kBatchBoundary;
   run_.strategy_->checkpoint_io().check();
-  if (!run_.max_steps_reached() && !run_.num_ready_batches_reached()) handle_signals();
+  if (!run_.max_steps_reached() && !run_.num_ready_batches_reached())
+    handle_signals(*run_.strategy_);
 }
 
 void FitLoop::step_schedulers(const std::string& interval, bool plateau) {

@@ -97,19 +97,22 @@ SignalScope::~SignalScope() {
 
 bool received_sigterm() { return sigterm; }
 
-void handle_signals() {
+void handle_signals(Collectives& ranks) {
   // A run inside a run, or beside it, is not what the batch system speaks of.
-  if (bypasses_sigterm && std::this_thread::get_id() == owner.load() && inner_scopes == 0) {
-    const bool terminate = sigterm.exchange(false);
-    preemption->at_boundary(preempted.exchange(false), terminate);
+  const bool bypasses =
+      bypasses_sigterm && std::this_thread::get_id() == owner.load() && inner_scopes == 0;
+  const bool terminates = bypasses || !bypasses_sigterm;
+  const bool came = interrupts > 0 || (terminates && sigterm) || (bypasses && preempted);
+  if (!meet_here(ranks, Matter::kSignals, came)) return;
+  const bool terminate =
+      ranks.reduce_any(bypasses ? sigterm.exchange(false) : terminates && sigterm);
+  if (bypasses) {
+    const bool requeue = ranks.reduce_any(preempted.exchange(false));
+    if (requeue || terminate) preemption->at_boundary(requeue, terminate);
   }
-  auto* watch = Watch::current();
-  if (watch == nullptr || !watch->trains()) return raise_if_interrupted();
-  const bool terminated = sigterm && !bypasses_sigterm;
-  const auto asked = interrupts > 0 ? Stop::kInterrupt : terminated ? Stop::kTerminate : Stop::kNo;
-  const auto stop = watch->stop_here(asked);
-  if (stop == Stop::kInterrupt) throw KeyboardInterrupt();
-  if (stop == Stop::kTerminate) throw SIGTERMException();
+  if (ranks.world_size() == 1) return raise_if_interrupted();
+  if (ranks.reduce_any(interrupts > 0)) throw KeyboardInterrupt();
+  if (terminate && !bypasses) throw SIGTERMException();
 }
 
 void raise_if_interrupted() {

@@ -6,13 +6,15 @@
 #include <functional>
 #include <optional>
 
+#include "lightning/distributed/collectives.h"
+
 namespace lightning {
 
 // What a batch system asks of a job that it is about to end.
 struct PreemptionSignal {
   int number = 0;
-  // Called at every batch boundary on the thread that runs, with what came since the last: that
-  // signal, and SIGTERM, which then raises no more.
+  // Called at a batch boundary on the thread that runs, with what came to any rank since the last
+  // call, on all ranks alike: that signal, and SIGTERM, which then raises no more.
   std::function<void(bool requeue, bool terminate)> at_boundary;
 };
 
@@ -32,9 +34,9 @@ class SignalScope {
 };
 
 // At a batch boundary of training, where a checkpoint may be taken: what a pre-emption asks for,
-// then as raise_if_interrupted(), on all ranks at the same boundary. Errors: those of `at_boundary`
-// too.
-void handle_signals();
+// then as raise_if_interrupted(), on all of `ranks` at the same boundary. Errors: those of
+// `at_boundary` too.
+void handle_signals(Collectives& ranks);
 
 // Anywhere; while several ranks train nowhere but in handle_signals().
 // Errors: KeyboardInterrupt, SIGTERMException.

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <unordered_set>
+#include <utility>
 
+#include "lightning/distributed/watch.h"
 #include "lightning/errors.h"
 #include "lightning/line_printer.h"
 #include "lightning/log.h"
@@ -52,7 +54,9 @@ bool Run::can_stop_early() const {
 }
 
 void Run::agree_on_stop() {
-  if (strategy_->world_size() > 1) should_stop = strategy_->reduce_any(should_stop);
+  if (should_stop != stop_agreed_) stop_asked_ = std::exchange(should_stop, stop_agreed_);
+  if (!meet_here(*strategy_, Matter::kStop, stop_asked_ != stop_agreed_)) return;
+  should_stop = stop_agreed_ = stop_asked_ = strategy_->reduce_any(stop_asked_);
 }
 
 bool Run::num_ready_batches_reached() const {

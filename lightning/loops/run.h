@@ -113,8 +113,11 @@ class Run : public ModuleHost {
   bool sanity_checking() const { return stage == RunningStage::kSanityChecking; }
   bool can_stop_early() const;
   // One rank that was told to stop stops all. Called by all ranks at the same places, before
-  // anything is decided by should_stop.
+  // anything is decided by should_stop: it changes at the place where all ranks meet, which is this
+  // one where they were all told, and a later one where others have passed it.
   void agree_on_stop();
+  // A call of fit begins.
+  void forget_stop() { should_stop = stop_agreed_ = stop_asked_ = false; }
   bool fitting() const { return fn == Stage::kFit; }
   // Whether gradients go on accumulating after the batch that runs.
   bool should_accumulate() const;
@@ -278,6 +281,8 @@ class Run : public ModuleHost {
   }
 
   Trainer& trainer_;
+  bool stop_agreed_ = false;  // should_stop of all ranks
+  bool stop_asked_ = false;   // of this one
   Hook hook_ = Hook::none;
   Hook last_logging_hook_ = Hook::none;
   ResultCollection* results_ = nullptr;

@@ -16,13 +16,15 @@ at::Tensor LightningOptimizer::step(const Closure& closure) { return stepper_(*t
 
 void LightningOptimizer::zero_grad(bool set_to_none) {
   if (!set_to_none) return optimizer_->zero_grad(false);
-  // Optimizer::zero_grad would detach them first, which it cannot where gradients are views of the
-  // buckets that a strategy reduces.
-  for (auto& group : optimizer_->param_groups()) {
-    for (auto& parameter : group.params()) parameter.mutable_grad().reset();
-  }
+  drop_gradients(*optimizer_);
 }
 
 Scope LightningOptimizer::toggle_model(bool sync_grad) { return toggler_(*this, sync_grad); }
+
+void drop_gradients(torch::optim::Optimizer& optimizer) {
+  for (auto& group : optimizer.param_groups()) {
+    for (auto& parameter : group.params()) parameter.mutable_grad().reset();
+  }
+}
 
 }  // namespace lightning

@@ -43,4 +43,8 @@ class LightningOptimizer {
   Toggler toggler_;
 };
 
+// Of all its parameters. Optimizer::zero_grad would detach them first, which it cannot where
+// gradients are views of the buckets that a strategy reduces.
+void drop_gradients(torch::optim::Optimizer& optimizer);
+
 }  // namespace lightning
