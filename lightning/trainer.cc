@@ -399,14 +399,14 @@ auto Trainer::Engine::run_call(Call call, RunStage&& run_stage) -> decltype(run_
     if (!run.strategy_->restore_checkpoint_after_setup()) restore_modules();
     run.reset_results();
     run.reset_metrics();
-    if (run.fitting()) {
-      run.strategy_->setup(*run.module, [this] { return run.configure_optimizers(); });
-      run.call(Hook::on_fit_start, &Callback::on_fit_start, &LightningModule::on_fit_start);
-    } else {
-      run.strategy_->setup(*run.module, nullptr);
-    }
+    Strategy::ConfigureOptimizers configure;
+    if (run.fitting()) configure = [this] { return run.configure_optimizers(); };
+    run.strategy_->setup(*run.module, configure);
     auto& inputs = run.module->example_input_array;
     inputs = run.strategy_->materialized(std::move(inputs));
+    if (run.fitting()) {
+      run.call(Hook::on_fit_start, &Callback::on_fit_start, &LightningModule::on_fit_start);
+    }
     log_hyperparams();
     if (run.strategy_->restore_checkpoint_after_setup()) restore_modules();
     if (checkpoint && run.fitting()) restore_training_state(run, *fit_loop, *checkpoint);

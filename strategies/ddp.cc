@@ -64,7 +64,8 @@ class DDPStrategy : public ParallelStrategy {
   // Errors: MisconfigurationError for a hook that is not known, a bucket below 1 byte, a timeout
   // that is no time.
   explicit DDPStrategy(const DDPStrategyOptions& options)
-      : ParallelStrategy(options.process_group_backend(), timeout_of(options)), options_(options) {
+      : ParallelStrategy(options.process_group_backend(), options.timeout(), "DDPStrategy.timeout"),
+        options_(options) {
     const auto& hook = options_.ddp_comm_hook();
     if (!hook.empty() && hook != "fp16_compress" && hook != "bf16_compress") {
       throw MisconfigurationError(str("ddp_comm_hook got \"", hook,
@@ -79,9 +80,7 @@ class DDPStrategy : public ParallelStrategy {
 
   void setup(torch::nn::Module& module, const ConfigureOptimizers& configure_optimizers) override {
     reducer_.reset();
-    materialize(module);
-    precision().convert_module(module);
-    module.to(root_device());
+    ParallelStrategy::setup(module, nullptr);
     verify_same_module(module);
     broadcast_module(module);
     if (!configure_optimizers) return;
@@ -132,13 +131,6 @@ class DDPStrategy : public ParallelStrategy {
   }
 
  private:
-  static std::chrono::milliseconds timeout_of(const DDPStrategyOptions& options) {
-    const auto timeout = std::chrono::duration_cast<std::chrono::milliseconds>(
-        parse_duration(options.timeout(), "DDPStrategy.timeout"));
-    if (timeout.count() > 0) return timeout;
-    throw MisconfigurationError("DDPStrategy.timeout got no time, expected at least a second.");
-  }
-
   void make_reducer(torch::nn::Module& module) {
     parameters_.clear();
     names_.clear();

@@ -16,7 +16,6 @@
 #include "lightning/checkpoint/checkpoint_search.h"
 #include "lightning/distributed/side_channel.h"
 #include "lightning/errors.h"
-#include "lightning/module.h"
 #include "lightning/param/activation_checkpoint.h"
 #include "lightning/param/deferred_init.h"
 #include "lightning/param/unit_plan.h"
@@ -35,7 +34,9 @@ class FSDPStrategy : public ParallelStrategy {
   // Errors: MisconfigurationError for a sharding strategy that is not known, a timeout that is no
   // time.
   explicit FSDPStrategy(const FSDPStrategyOptions& options)
-      : ParallelStrategy(options.process_group_backend(), timeout_of(options)), options_(options) {
+      : ParallelStrategy(options.process_group_backend(), options.timeout(),
+                         "FSDPStrategy.timeout"),
+        options_(options) {
     check("sharding_strategy", options_.sharding_strategy(),
           {"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD"});
     check("state_dict_type", options_.state_dict_type(), {"full", "sharded"});
@@ -102,11 +103,6 @@ class FSDPStrategy : public ParallelStrategy {
     auto use = units_->use(/*backward_follows=*/training);
     if (!training || checkpoints_ == nullptr) return use;
     return both(checkpoints_->use(), use);
-  }
-
-  void backward(const at::Tensor& loss,
-                const std::function<void(const at::Tensor&)>& run_backward) override {
-    run_backward(loss);
   }
 
   at::Tensor optimizer_step(const OptimizerStep& step) override {
@@ -202,13 +198,6 @@ class FSDPStrategy : public ParallelStrategy {
     throw MisconfigurationError(str("FSDPStrategy got ", option, "=\"", given,
                                     "\", expected one of ", lightning::join(known), ".",
                                     did_you_mean(given, known)));
-  }
-
-  static std::chrono::milliseconds timeout_of(const FSDPStrategyOptions& options) {
-    const auto timeout = std::chrono::duration_cast<std::chrono::milliseconds>(
-        parse_duration(options.timeout(), "FSDPStrategy.timeout"));
-    if (timeout.count() > 0) return timeout;
-    throw MisconfigurationError("FSDPStrategy.timeout got no time, expected at least a second.");
   }
 
   bool has(const torch::nn::Module& module) const {
@@ -316,16 +305,6 @@ class FSDPStrategy : public ParallelStrategy {
     for (const auto& item : module.named_parameters()) add(item.key(), item.value());
     for (const auto& item : module.named_buffers()) {
       if (add(item.key(), item.value())) buffers.insert(item.value().unsafeGetTensorImpl());
-    }
-    if (auto* const lightning_module = dynamic_cast<LightningModule*>(&module);
-        lightning_module != nullptr && deferred_init() != nullptr) {
-      lightning_module->example_input_array.apply([&](const at::Tensor& input) {
-        if (input.defined() && deferred_init()->is_deferred(input)) {
-          tensors.push_back(input);
-          buffers.insert(input.unsafeGetTensorImpl());
-        }
-        return input;
-      });
     }
     if (tensors.empty()) return;
     deferred_init()->materialize(tensors, [&](const at::Tensor& tensor, const at::Tensor& values) {

@@ -55,8 +55,14 @@ std::string difference(const State::List& own, const State::List& of_rank_0) {
 
 }  // namespace
 
-ParallelStrategy::ParallelStrategy(std::string backend, std::chrono::milliseconds timeout)
-    : backend_(std::move(backend)), timeout_(timeout) {}
+ParallelStrategy::ParallelStrategy(std::string backend, const Duration& timeout,
+                                   const std::string& option)
+    : backend_(std::move(backend)),
+      timeout_(
+          std::chrono::duration_cast<std::chrono::milliseconds>(parse_duration(timeout, option))) {
+  if (timeout_.count() > 0) return;
+  throw MisconfigurationError(option + " got no time, expected at least a second.");
+}
 
 void ParallelStrategy::connect_processes(std::shared_ptr<ClusterEnvironment> environment,
                                          int64_t num_nodes) {

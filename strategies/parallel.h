@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "lightning/distributed/world.h"
+#include "lightning/duration.h"
 #include "lightning/strategy.h"
 
 namespace lightning {
@@ -18,7 +19,9 @@ class ParallelStrategy : public Strategy {
  public:
   //   backend   of collectives: "gloo", "nccl"; empty for the one of the device
   //   timeout   after which a collective is an error
-  ParallelStrategy(std::string backend, std::chrono::milliseconds timeout);
+  //   option    its name, for errors
+  // Errors: MisconfigurationError for a timeout that is no time.
+  ParallelStrategy(std::string backend, const Duration& timeout, const std::string& option);
 
   void connect_processes(std::shared_ptr<ClusterEnvironment> environment,
                          int64_t num_nodes) override;

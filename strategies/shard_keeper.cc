@@ -68,6 +68,12 @@ bool is_nccl(const Group& group, const at::Device& device) {
 
 }  // namespace
 
+RowsOfPart rows_of_part(int64_t rows, int64_t part, int64_t parts) {
+  const auto each = (rows + parts - 1) / parts;
+  const auto first = std::min(part * each, rows);
+  return {each, first, std::min(each, rows - first)};
+}
+
 at::Tensor Shard::rows_of(const at::Tensor& whole) const {
   return (whole.dim() == 0 ? whole.view({1}) : whole).narrow(0, first_row, rows);
 }
@@ -111,7 +117,8 @@ BackedOptions ShardKeeper::look(const std::string& name, const at::Tensor& param
   BackedOptions look;
   look.device = options_.device;
   if (parameter.dim() >= 2 && parameter.is_floating_point()) look.dtype = options_.compute_dtype;
-  if (parameter.dim() > 0) look.padded_rows = (parameter.size(0) + parts_ - 1) / parts_ * parts_;
+  if (parameter.dim() > 0)
+    look.padded_rows = rows_of_part(parameter.size(0), part_, parts_).each * parts_;
   return look;
 }
 
@@ -126,10 +133,10 @@ void ShardKeeper::take(Unit& unit) {
 Shard ShardKeeper::part_of(const at::Tensor& whole) const {
   Shard shard;
   shard.sizes = whole.sizes().vec();
-  const auto rows = whole.dim() == 0 ? 1 : whole.size(0);
-  shard.rows_each = (rows + parts_ - 1) / parts_;
-  shard.first_row = std::min(part_ * shard.rows_each, rows);
-  shard.rows = std::min(shard.rows_each, rows - shard.first_row);
+  const auto rows = rows_of_part(whole.dim() == 0 ? 1 : whole.size(0), part_, parts_);
+  shard.rows_each = rows.each;
+  shard.first_row = rows.first;
+  shard.rows = rows.count;
   return shard;
 }
 

@@ -30,6 +30,14 @@ class Work;
 
 namespace lightning {
 
+// How a parameter's rows are cut.
+struct RowsOfPart {
+  int64_t each = 0;  // with the padding
+  int64_t first = 0;
+  int64_t count = 0;
+};
+RowsOfPart rows_of_part(int64_t rows, int64_t part, int64_t parts);
+
 // This rank's part of a parameter.
 struct Shard {
   BackedParameter* parameter = nullptr;

@@ -24,6 +24,7 @@
 #include "lightning/checkpoint/torch_file.h"
 #include "lightning/errors.h"
 #include "lightning/files.h"
+#include "strategies/shard_keeper.h"
 
 namespace lightning {
 namespace {
@@ -137,8 +138,7 @@ void put_in_place(const std::string& made, const std::string& path) {
     }
     remove_checkpoint_file(made);
   }
-  const auto slash = path.rfind('/');
-  sync_folder(slash == std::string::npos ? "." : path.substr(0, slash + 1));
+  sync_folder(folder_of(path));
 }
 
 // ---- Reading ------------------------------------------------------------------------------------
@@ -282,9 +282,9 @@ State load_sharded_checkpoint(const std::string& path, const ShardPlace& place) 
     std::vector<int64_t> offsets(item.sizes.size(), 0);
     auto sizes = item.sizes;
     if (cut.count(item.fqn) > 0) {
-      const auto each = (sizes[0] + place.parts - 1) / place.parts;
-      offsets[0] = std::min(place.part * each, sizes[0]);
-      sizes[0] = std::min(each, sizes[0] - offsets[0]);
+      const auto rows = rows_of_part(sizes[0], place.part, place.parts);
+      offsets[0] = rows.first;
+      sizes[0] = rows.count;
     }
     return reader.read_part(item.fqn, offsets, sizes);
   });

@@ -107,8 +107,7 @@ Scope Units::whole(bool write) {
   const std::lock_guard<std::recursive_mutex> lock(mutex_);
   for (const auto& unit : units_) gather(*unit);
   for (const auto& unit : units_) {
-    if (unit->state_ == Unit::State::kGathering) keeper_->wait(*unit);
-    unit->state_ = Unit::State::kWhole;
+    finish_gathering(*unit);
     unit->set_asleep(true);
   }
   ++in_whole_;
@@ -128,8 +127,7 @@ void Units::for_each_whole(const std::function<void(Unit&)>& visit, bool write) 
   for (const auto& unit : units_) {
     const bool was_whole = unit->is_whole();
     gather(*unit);
-    if (unit->state_ == Unit::State::kGathering) keeper_->wait(*unit);
-    unit->state_ = Unit::State::kWhole;
+    finish_gathering(*unit);
     const bool was_asleep = unit->asleep();
     unit->set_asleep(true);
     in_writing_ += write ? 1 : 0;
@@ -180,10 +178,7 @@ void Units::enter(Unit& unit, uint64_t serial) {
   release_others(unit, serial);
   gather(unit);
   gather_ahead(unit);
-  if (unit.state_ == Unit::State::kGathering) {
-    keeper_->wait(unit);
-    unit.state_ = Unit::State::kWhole;
-  }
+  finish_gathering(unit);
   unit.used_ = true;
   unit.set_asleep(true);
 }
@@ -193,6 +188,12 @@ void Units::gather(Unit& unit) {
   keeper_->gather(unit);
   unit.state_ = Unit::State::kGathering;
   unit.used_ = false;
+}
+
+void Units::finish_gathering(Unit& unit) {
+  if (unit.state_ != Unit::State::kGathering) return;
+  keeper_->wait(unit);
+  unit.state_ = Unit::State::kWhole;
 }
 
 void Units::release(Unit& unit) {

@@ -150,6 +150,7 @@ class Units {
   bool may_release(const Unit& unit) const;
   bool lies_in(const Unit& inner, const Unit& outer) const;
   void gather(Unit& unit);
+  void finish_gathering(Unit& unit);
   void gather_ahead(const Unit& unit);
   void release(Unit& unit);
   void wake_all();
