@@ -20,6 +20,7 @@
 #include "benchmarks/step_window.h"
 #include "examples/gpt2/gpt.h"
 #include "lightning.h"
+#include "strategies/ddp.h"
 
 namespace {
 
@@ -104,6 +105,9 @@ void fit(const Arguments& a, const std::string& variant, const std::shared_ptr<M
   options.max_steps(window->total()).callbacks({window});
   if (variant == "trainer") options.precision("32-true");
   if (variant == "graph") options.compile("cuda_graph");
+  if (variant == "ddp") {
+    options.strategy(lightning::DDPStrategyOptions().gradient_as_bucket_view(true));
+  }
   lightning::Trainer(options).fit(model, data);
 }
 

@@ -100,7 +100,7 @@ RUNS = [
     Run("llama", "llama", ["nn"], limit_s=80),
     Run("llama", "llama.py", ["compile"], limit_s=150),
     # A peer of its own for each, as its peak of memory is the process's.
-    Run("fsdp", "fsdp", ["nn-true"], limit_s=100, more="--overlap 3 --recompute 10", saves=True),
+    Run("fsdp", "fsdp", ["nn-true"], limit_s=100, more="--overlap 3 --recompute 6", saves=True),
     Run("fsdp", "fsdp.py", ["true"], limit_s=120, saves=True),
     Run("fsdp-async", "fsdp", ["nn-true"], sizes="fsdp", more="--async 1", saves=True),
     Run("fsdp", "fsdp", ["nn-mixed", "nn-checkpointing"], more="--overlap 3"),

@@ -1,12 +1,15 @@
 #include "lightning/param/replay.h"
 
+#include <ATen/SequenceNumber.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/saved_variable_hooks.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <atomic>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "lightning/param/region.h"
 #include "lightning/param/touch.h"
@@ -21,23 +24,65 @@ constexpr int32_t kNone = Region::kNone;
 
 std::atomic<int64_t> count_recorded{0}, count_dropped{0}, count_kept{0};
 
+class SavedOfRegion;
+
+// The thread's.
+class Recorder : public OperatorWatch {
+ public:
+  void before(const c10::OperatorHandle& op, Stack& stack) override { region->before(op, stack); }
+  void after(const c10::OperatorHandle& op, Stack& stack) override {
+    region->after(op, stack);
+    operator_ran();
+  }
+
+  // Autograd saves what an operator reads before the operator runs, when it has made its node, and
+  // by a touch of the same operator the region may end: those values belong to what follows.
+  void operator_ran() {
+    early_.clear();
+    nodes_ = at::sequence_number::peek();
+  }
+  void saved(SavedOfRegion& saved, const at::Tensor& tensor) {
+    if (at::sequence_number::peek() != nodes_) early_.emplace_back(&saved, tensor);
+  }
+  void gone(const SavedOfRegion& saved) {
+    const auto is_it = [&](const auto& each) { return each.first == &saved; };
+    early_.erase(std::remove_if(early_.begin(), early_.end(), is_it), early_.end());
+  }
+  void hold_early();
+
+  std::shared_ptr<Region> region;  // null while nothing is recorded
+
+ private:
+  std::vector<std::pair<SavedOfRegion*, at::Tensor>> early_;
+  uint64_t nodes_ = 0;  // of autograd, when the last operator had run
+};
+
+Recorder& recorder() {
+  thread_local Recorder recorder;
+  return recorder;
+}
+
 class SavedOfRegion : public torch::autograd::SavedVariableHooks {
  public:
   explicit SavedOfRegion(std::shared_ptr<Region> region) : region_(std::move(region)) {}
   ~SavedOfRegion() override {
-    if (value_ != kNone) region_->forget(value_);
+    if (value_ == kNone) return;
+    if (recorder().region == region_) recorder().gone(*this);
+    region_->forget(value_);
   }
 
   void call_pack_hook(const at::Tensor& tensor) override {
     counter_ = torch::autograd::impl::version_counter(tensor);
     version_ = counter_.current_version();
     value_ = region_->made_value(tensor);
-    ++(value_ == kNone ? count_kept : count_dropped);
     if (value_ == kNone) {
+      ++count_kept;
       kept_ = held(tensor);
-    } else {
-      region_->want(value_, tensor);
+      return;
     }
+    ++count_dropped;
+    region_->want(value_, tensor);
+    recorder().saved(*this, held(tensor));
   }
   at::Tensor call_unpack_hook() override {
     auto tensor = value_ == kNone ? kept_ : region_->get(value_);
@@ -48,6 +93,14 @@ class SavedOfRegion : public torch::autograd::SavedVariableHooks {
     return tensor;
   }
 
+  // As if it came from outside.
+  void hold(at::Tensor tensor) {
+    --count_dropped;
+    ++count_kept;
+    region_->forget(std::exchange(value_, kNone));
+    kept_ = std::move(tensor);
+  }
+
  private:
   std::shared_ptr<Region> region_;
   int32_t value_ = kNone;
@@ -56,18 +109,8 @@ class SavedOfRegion : public torch::autograd::SavedVariableHooks {
   uint32_t version_ = 0;
 };
 
-// The thread's.
-class Recorder : public OperatorWatch {
- public:
-  void before(const c10::OperatorHandle& op, Stack& stack) override { region->before(op, stack); }
-  void after(const c10::OperatorHandle& op, Stack& stack) override { region->after(op, stack); }
-
-  std::shared_ptr<Region> region;  // null while nothing is recorded
-};
-
-Recorder& recorder() {
-  thread_local Recorder recorder;
-  return recorder;
+void Recorder::hold_early() {
+  for (auto& [saved, tensor] : std::exchange(early_, {})) saved->hold(std::move(tensor));
 }
 
 // LibTorch's engine, which asks itself for the hooks of what it saves.
@@ -120,6 +163,7 @@ void begin_region(const std::string& name) {
   if (here.region != nullptr) return;
   use_engine();
   here.region = std::make_shared<Region>(name);
+  here.operator_ran();
   watch_operators(&here);
   ++count_recorded;
 }
@@ -128,6 +172,7 @@ void end_region() {
   auto& here = recorder();
   if (here.region == nullptr) return;
   watch_operators(nullptr);
+  here.hold_early();
   const auto region = std::exchange(here.region, nullptr);
   region->finish();
 }
@@ -146,15 +191,19 @@ void keep_for_replay(const at::Tensor& tensor) {
 
 std::vector<at::Tensor> replayable(const std::vector<at::Tensor>& inputs,
                                    const Region::Function& function) {
-  const auto region = recorder().region;
-  return region == nullptr ? function(inputs) : region->run(inputs, function);
+  auto& here = recorder();
+  if (here.region == nullptr) return function(inputs);
+  auto results = here.region->run(inputs, function);
+  here.operator_ran();
+  return results;
 }
 
 void replayable(const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& outputs,
                 const FillingFunction& function) {
-  const auto region = recorder().region;
-  if (region == nullptr) return function(inputs, outputs);
-  region->fill(inputs, outputs, function);
+  auto& here = recorder();
+  if (here.region == nullptr) return function(inputs, outputs);
+  here.region->fill(inputs, outputs, function);
+  here.operator_ran();
 }
 
 RegionCounts take_region_counts() {

@@ -1,9 +1,12 @@
 #include "lightning/param/activation_checkpoint.h"
 
 #include <ATen/autocast_mode.h>
+#include <ATen/record_function.h>
 #include <torch/torch.h>
 
 #include <catch2/catch.hpp>
+#include <map>
+#include <string>
 
 #include "tests/param/live_bytes.h"
 #include "tests/param/sharded.h"
@@ -87,6 +90,36 @@ void check_same(const Result& got, const Result& expected) {
   }
 }
 
+// How often each operator runs on this thread while it lives.
+class OperatorCounts {
+ public:
+  OperatorCounts() {
+    current() = this;
+    handle_ = at::addThreadLocalCallback(
+        at::RecordFunctionCallback([](const at::RecordFunction& function)
+                                       -> std::unique_ptr<at::ObserverContext> {
+          ++current()->counts_[function.name()];
+          return nullptr;
+        }).scopes({at::RecordScope::FUNCTION}));
+  }
+  ~OperatorCounts() { at::removeCallback(handle_); }
+  OperatorCounts(const OperatorCounts&) = delete;
+
+  int64_t operator[](const std::string& name) const {
+    const auto found = counts_.find(name);
+    return found == counts_.end() ? 0 : found->second;
+  }
+
+ private:
+  static OperatorCounts*& current() {
+    thread_local OperatorCounts* current = nullptr;
+    return current;
+  }
+
+  at::CallbackHandle handle_;
+  std::map<std::string, int64_t> counts_;
+};
+
 std::shared_ptr<Model> make(int64_t width = 8, int64_t depth = 3) {
   torch::manual_seed(1);
   return std::make_shared<Model>(width, depth);
@@ -150,9 +183,25 @@ TEST_CASE("activation memory is that of the blocks' inputs", "[param]") {
   const auto with = live(&checkpoints);
   INFO(plain / of_input << " and " << with / of_input << " inputs");
   CHECK(plain > kDepth * 10 * of_input);
-  CHECK(with >= (kDepth - 1) * of_input);  // that of the first was there before
+  // That of the first was there before; the last one's output is the head's input.
+  CHECK(with >= kDepth * of_input);
   // States of the generator beside them.
-  CHECK(with <= (kDepth - 1) * of_input + kDepth * 8192);
+  CHECK(with <= kDepth * of_input + kDepth * 8192);
+}
+
+TEST_CASE("what only leads to a block's output is not computed anew", "[param]") {
+  const auto model = make();
+  ActivationCheckpoints checkpoints(*model, {"Block"});
+  model->eval();  // a dropout would want what it is given
+  const auto products_in_backward = [&](bool with_regions) {
+    const Scope use = with_regions ? checkpoints.use() : nullptr;
+    const auto loss = model->loss(kIds);
+    const OperatorCounts counts;
+    loss.backward();
+    return counts["aten::mm"];
+  };
+  const auto without = products_in_backward(false);
+  CHECK(products_in_backward(true) == without + 3);  // of each block up, and not down
 }
 
 TEST_CASE("sharded blocks are gathered once for a replay and its backward", "[param]") {
