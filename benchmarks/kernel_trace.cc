@@ -89,8 +89,8 @@ std::optional<Overlap> overlap_of(const std::vector<Kernel>& kernels) {
     all.emplace_back(kernel.begin_ns, kernel.end_ns);
   }
   collectives = merged(std::move(collectives));
-  if (collectives.empty()) return std::nullopt;
   all = merged(std::move(all));
+  if (all.empty()) return std::nullopt;
   Overlap overlap;
   overlap.span_ms = static_cast<double>(all.back().second - all.front().first) / 1e6;
   overlap.idle_ms = overlap.span_ms - static_cast<double>(length(all)) / 1e6;

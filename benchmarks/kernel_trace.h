@@ -33,7 +33,7 @@ struct Overlap {
 
   double share() const { return collectives_ms > 0 ? hidden_ms / collectives_ms : 0; }
 };
-// nullopt where no collective ran.
+// nullopt where no kernel ran.
 std::optional<Overlap> overlap_of(const std::vector<Kernel>& kernels);
 
 }  // namespace benchmark

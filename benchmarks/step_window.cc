@@ -190,8 +190,10 @@ void report(const Arguments& arguments, const std::string& name, const StepWindo
                    {"peak_gb", window.peak_gigabytes()}};
   if (const auto joules = window.joules()) values.emplace_back("joules", *joules);
   if (const auto& overlap = window.overlap()) {
-    values.emplace_back("collectives_ms", overlap->collectives_ms);
-    values.emplace_back("hidden", overlap->share());
+    if (overlap->collectives_ms > 0) {
+      values.emplace_back("collectives_ms", overlap->collectives_ms);
+      values.emplace_back("hidden", overlap->share());
+    }
     values.emplace_back("idle", overlap->idle_ms / overlap->span_ms);
   }
   values.insert(values.end(), more.begin(), more.end());

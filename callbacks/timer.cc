@@ -53,17 +53,16 @@ std::optional<double> Timer::time_remaining(RunningStage stage) const {
 }
 
 // A checkpoint may have brought along a timer that is run down.
-void Timer::on_fit_start(Trainer& trainer, LightningModule&) {
-  if (duration_) check(trainer);
-}
+void Timer::on_fit_start(Trainer& trainer, LightningModule&) { check(trainer); }
 
 void Timer::on_train_batch_end(Trainer& trainer, LightningModule&, const StepOutput&, const Batch&,
                                int64_t) {
-  if (by_step_ && duration_) check(trainer);
+  // One rank that asks is enough.
+  if (by_step_ && is_up() && trainer.is_global_zero()) stop(trainer);
 }
 
 void Timer::on_train_epoch_end(Trainer& trainer, LightningModule&) {
-  if (!by_step_ && duration_) check(trainer);
+  if (!by_step_) check(trainer);
 }
 
 void Timer::on_train_start(Trainer&, LightningModule&) {
@@ -83,10 +82,17 @@ void Timer::on_test_start(Trainer&, LightningModule&) {
 }
 void Timer::on_test_end(Trainer&, LightningModule&) { span(RunningStage::kTesting).end = clock_(); }
 
+bool Timer::is_up() const { return duration_ && time_elapsed() >= duration_->count(); }
+
+// At a place where all ranks stop at once: by rank 0's clock.
 void Timer::check(Trainer& trainer) {
-  bool up = time_elapsed() >= duration_->count();
+  if (!duration_) return;
+  bool up = is_up();
   if (trainer.world_size() > 1) up = trainer.strategy().broadcast(up).as_bool();
-  if (!up) return;
+  if (up) stop(trainer);
+}
+
+void Timer::stop(Trainer& trainer) const {
   trainer.set_should_stop(true);
   if (options_.verbose()) {
     info(str("Time limit reached. Elapsed time is ",

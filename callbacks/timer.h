@@ -63,7 +63,9 @@ class Timer : public Callback {
 
   Span& span(RunningStage stage) { return spans_.at(static_cast<size_t>(stage)); }
   const Span& span(RunningStage stage) const { return spans_.at(static_cast<size_t>(stage)); }
+  bool is_up() const;
   void check(Trainer& trainer);
+  void stop(Trainer& trainer) const;
 
   TimerOptions options_;
   std::optional<Seconds> duration_;

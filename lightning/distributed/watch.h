@@ -21,7 +21,7 @@
 namespace lightning {
 
 // What the ranks of a run decide together, when one of them asks to.
-enum class Matter : uint8_t { kStop, kSignals };
+enum class Matter : uint8_t { kStop, kSignals, kValidation };
 
 class Watch {
  public:

@@ -7,6 +7,7 @@
 #include <limits>
 #include <utility>
 
+#include "lightning/distributed/watch.h"
 #include "lightning/errors.h"
 #include "lightning/log.h"
 #include "lightning/loops/interrupt.h"
@@ -60,7 +61,10 @@ bool FitLoop::validation_due() const {
   if (by_time) {
     const std::chrono::duration<double> since =
         std::chrono::steady_clock::now() - run_.last_validation;
-    return since.count() >= *settings.val_check_seconds;
+    const bool due = since.count() >= *settings.val_check_seconds;
+    // The ranks' clocks differ: where it is time for one all validate.
+    auto& ranks = *run_.strategy_;
+    return meet_here(ranks, Matter::kValidation, due) && ranks.reduce_any(due);
   }
   if (open_end) {
     const auto* limit = std::get_if<int64_t>(&settings.limit_train_batches);

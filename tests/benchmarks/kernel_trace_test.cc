@@ -27,6 +27,10 @@ TEST_CASE("collectives that run beside each other hide nothing and count once", 
   CHECK(overlap->share() == 0);
 }
 
-TEST_CASE("where no collective ran nothing is said about them", "[benchmarks]") {
-  CHECK_FALSE(overlap_of({{"gemm", 0, 4'000'000}}).has_value());
+TEST_CASE("where no collective ran the rest is told", "[benchmarks]") {
+  const auto overlap = overlap_of({{"gemm", 0, 4'000'000}, {"gelu", 5'000'000, 6'000'000}});
+  REQUIRE(overlap.has_value());
+  CHECK(overlap->collectives_ms == 0);
+  CHECK(overlap->idle_ms == Approx(1));
+  CHECK_FALSE(overlap_of({}).has_value());
 }

@@ -13,6 +13,7 @@
 
 #include "callbacks/model_checkpoint.h"
 #include "callbacks/on_exception_checkpoint.h"
+#include "callbacks/timer.h"
 #include "lightning.h"
 #include "lightning/checkpoint/torch_file.h"
 #include "lightning/distributed/watch.h"
@@ -376,6 +377,62 @@ TEST_CASE("four ranks stop at one place, wherever they are", "[ranks]") {
   Ranks program;
   const auto ended = program.run(how.program, {{"END", how.end}, {"OMP_NUM_THREADS", "1"}}, {},
                                  nullptr, std::chrono::seconds(120));
+  INFO(ended.output);
+  CHECK(ended.status == 0);
+  CHECK(ended.still_running == 0);
+}
+
+// ---- Clocks -------------------------------------------------------------------------------------
+
+namespace {
+
+struct Slow : Net {
+  void at(const char* here) override {
+    const std::string place = here;
+    if (place == "training_step") std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    if (place == "on_train_batch_end") ++batches;
+    if (place == "on_validation_end" && !trainer().sanity_checking()) {
+      validated_after.push_back(batches);
+    }
+  }
+  int64_t batches = 0;
+  std::vector<int64_t> validated_after;
+};
+
+}  // namespace
+
+TEST_CASE("program: has clocks that differ", "[.program]") {
+  const auto rank = Trainer(options(Ranks::folder()).devices(2).strategy("ddp")).global_rank();
+  for (const int64_t first : {0, 1}) {
+    CAPTURE(first);
+    Trainer trainer(options(Ranks::folder())
+                        .devices(2)
+                        .strategy("ddp")
+                        .max_epochs(1)
+                        .val_check_interval(rank == first ? "00:00:00:01" : "00:01:00:00"));
+    const auto net = std::make_shared<Slow>();
+    trainer.fit(net, rows(2, 120), rows(2));
+    CHECK(net->batches == 120);
+    CHECK(!net->validated_after.empty());
+    CHECK(alike_on_all(trainer, net->validated_after));
+  }
+  // A clock of rank 0's that is ahead ends fit on all.
+  const auto timer = std::make_shared<Timer>(
+      TimerOptions(rank == 0 ? "00:00:00:01" : "00:01:00:00").verbose(false));
+  Trainer trainer(options(Ranks::folder())
+                      .devices(2)
+                      .strategy("ddp")
+                      .val_check_interval(1.0)
+                      .callbacks({timer}));
+  const auto net = std::make_shared<Slow>();
+  trainer.fit(net, rows(2, 1200), rows(2));
+  CHECK(net->batches < 1200);
+  CHECK(alike_on_all(trainer, {net->batches}));
+}
+
+TEST_CASE("ranks whose clocks differ validate and stop at one place", "[ranks]") {
+  Ranks program;
+  const auto ended = program.run("program: has clocks that differ", {{"OMP_NUM_THREADS", "1"}});
   INFO(ended.output);
   CHECK(ended.status == 0);
   CHECK(ended.still_running == 0);
