@@ -48,12 +48,6 @@ at::Tensor taken_from(const at::Tensor& matrix) {
   return sums;
 }
 
-at::Tensor as_matrix(const at::Tensor& tensor) {
-  if (tensor.dim() == 2) return tensor;
-  const auto columns = tensor.size(-1);
-  return tensor.reshape({columns == 0 ? 0 : tensor.numel() / columns, columns});
-}
-
 }  // namespace
 
 void leave_column_sum(const at::Tensor& matrix, const at::Tensor& sums) {
@@ -65,7 +59,7 @@ at::Tensor column_sum(const at::Tensor& tensor) {
   TORCH_CHECK(tensor.dim() > 0, "column_sum got a scalar, expected [..., columns].");
   if (auto sums = taken_from(tensor); sums.defined()) return sums;
   const at::NoGradGuard no_grad;
-  const auto matrix = as_matrix(tensor);
+  const auto matrix = tensor.dim() == 1 ? tensor.unsqueeze(0) : tensor.flatten(0, -2);
   const auto dtype = matrix.scalar_type();
   const bool has_kernel = has_dtype(dtype);
   if constexpr (kBuilt) {

@@ -127,6 +127,30 @@ __device__ inline void load(const Vector<T>& from, float (&values)[kPerLoad<T>])
   for (int i = 0; i < kPerLoad<T>; ++i) values[i] = to_float(vector.elements[i]);
 }
 
+// Calls f(index, logits) for this thread's vectors in [begin, end). Several are on their way at
+// once, without which memory is waited for; f may write over those that it is given.
+template <class T, class F>
+__device__ inline void for_vectors(const Vector<T>* vectors, int begin, int end, const F& f) {
+  constexpr int kAhead = 4;
+  const int step = static_cast<int>(blockDim.x);
+  float values[kPerLoad<T>];
+  int i = begin + static_cast<int>(threadIdx.x);
+  for (; i + (kAhead - 1) * step < end; i += kAhead * step) {
+    Vector<T> ahead[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) ahead[j] = vectors[i + j * step];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      load(ahead[j], values);
+      f(i + j * step, values);
+    }
+  }
+  for (; i < end; i += step) {
+    load(vectors[i], values);
+    f(i, values);
+  }
+}
+
 // From logits to the gradient of a row's loss.
 struct Gradient {
   float largest;
@@ -221,11 +245,8 @@ __global__ void __launch_bounds__(kMostThreads, 2)
       const float logit[1] = {to_float(logits[i])};
       add<1, kSmooth>(part, logit);
     });
-    for (int i = in_memory + static_cast<int>(threadIdx.x); i < split.vectors; i += blockDim.x) {
-      float values[kN];
-      load(vectors[i], values);
-      add<kN, kSmooth>(part, values);
-    }
+    for_vectors(vectors, in_memory, split.vectors,
+                [&](int, const float(&values)[kN]) { add<kN, kSmooth>(part, values); });
     wait_for_copies();
     for (int i = threadIdx.x; i < in_memory; i += blockDim.x) {
       float values[kN];
@@ -253,10 +274,15 @@ __global__ void __launch_bounds__(kMostThreads, 2)
     const Gradient to_gradient{part.largest,     inverse, smoothing / static_cast<float>(classes),
                                1.0f - smoothing, 1.0f,    target};
     auto* gradients = reinterpret_cast<Vector<T>*>(gradient + split.head);
-    for (int i = threadIdx.x; i < split.vectors; i += blockDim.x) {
-      float values[kN];
-      load(i < in_memory ? kept_vectors[i] : vectors[i], values);
+    const auto write_vector = [&](int i, const float(&values)[kN]) {
       write(to_gradient, values, split.head + i * kN, gradients[i]);
+    };
+    // What was read last is in the cache.
+    for_vectors(vectors, in_memory, split.vectors, write_vector);
+    for (int i = threadIdx.x; i < in_memory; i += blockDim.x) {
+      float values[kN];
+      load(kept_vectors[i], values);
+      write_vector(i, values);
     }
     for_scalars(split, classes,
                 [&](int i) { gradient[i] = from_float<T>(to_gradient(to_float(logits[i]), i)); });
@@ -288,11 +314,9 @@ __global__ void __launch_bounds__(kMostThreads, 2) backward(CrossEntropyBackward
     const Split<T> split(logits, gradient, classes);
     const auto* vectors = reinterpret_cast<const Vector<T>*>(logits + split.head);
     auto* gradients = reinterpret_cast<Vector<T>*>(gradient + split.head);
-    for (int i = threadIdx.x; i < split.vectors; i += blockDim.x) {
-      float values[kN];
-      load(vectors[i], values);
+    for_vectors(vectors, 0, split.vectors, [&](int i, const float(&values)[kN]) {
       write(to_gradient, values, split.head + i * kN, gradients[i]);
-    }
+    });
     for_scalars(split, classes,
                 [&](int i) { gradient[i] = from_float<T>(to_gradient(to_float(logits[i]), i)); });
   }

@@ -3,10 +3,10 @@
 #include <torch/torch.h>
 
 #include <catch2/catch.hpp>
-#include <cstdlib>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <limits>
 #include <string>
