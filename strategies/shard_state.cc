@@ -10,6 +10,7 @@
 #include "lightning/checkpoint/module_state.h"
 #include "lightning/errors.h"
 #include "lightning/optim/optimizer_state.h"
+#include "strategies/bulk_copy.h"
 
 namespace lightning {
 namespace {
@@ -42,7 +43,8 @@ State shown(const ShardKeeper& shards, const Shard& shard, const at::Tensor& row
 
 // The box of `to`, which begins at `offsets` of the whole tensor.
 // Errors: CheckpointError where the chunks that are here do not cover it.
-void copy_box(at::Tensor to, const std::vector<int64_t>& offsets, const TensorState& from) {
+void copy_box(at::Tensor to, const std::vector<int64_t>& offsets, const TensorState& from,
+              BulkCopy& copies) {
   int64_t copied = 0;
   for (const auto& chunk : from.chunks) {
     auto target = to, source = chunk.tensor;
@@ -58,8 +60,8 @@ void copy_box(at::Tensor to, const std::vector<int64_t>& offsets, const TensorSt
       source = source.narrow(d, begin - chunk.offsets[dim], end - begin);
     }
     if (!meets) continue;
-    target.copy_(source);
     copied += target.numel();
+    copies.add(target, source);
   }
   if (copied == to.numel()) return;
   throw CheckpointError(str("The checkpoint's tensor of shape ", c10::IntArrayRef(from.sizes),
@@ -69,7 +71,7 @@ void copy_box(at::Tensor to, const std::vector<int64_t>& offsets, const TensorSt
                             "this module. Build the module as it was when it was saved."));
 }
 
-void copy_rows(const Shard& shard, at::Tensor rows, const TensorState& from) {
+void copy_rows(const Shard& shard, at::Tensor rows, const TensorState& from, BulkCopy& copies) {
   if (rows.numel() == 0) return;
   std::vector<int64_t> offsets(shard.sizes.size(), 0);
   if (shard.sizes.empty()) {
@@ -77,7 +79,7 @@ void copy_rows(const Shard& shard, at::Tensor rows, const TensorState& from) {
   } else {
     offsets[0] = shard.first_row;
   }
-  copy_box(rows, offsets, from);
+  copy_box(rows, offsets, from, copies);
 }
 
 // Calls `f` with each tensor of the optimizer's state that is cut as its parameter is.
@@ -180,18 +182,23 @@ State optimizer_state_of(torch::optim::Optimizer& optimizer, ShardKeeper& shards
 
 void load_model_state_of(torch::nn::Module& module, ShardKeeper& shards, const State& state,
                          bool strict) {
+  BulkCopy copies;
   load_module_state_dict(module, state, strict, [&](const at::Tensor& to, const TensorState& from) {
-    if (const auto* shard = shards.find(to)) return copy_rows(*shard, shard->slice.detach(), from);
-    copy_box(to, std::vector<int64_t>(static_cast<size_t>(to.dim()), 0), from);
+    if (const auto* shard = shards.find(to)) {
+      return copy_rows(*shard, shard->slice.detach(), from, copies);
+    }
+    copy_box(to.detach(), std::vector<int64_t>(static_cast<size_t>(to.dim()), 0), from, copies);
   });
+  copies.run();
 }
 
 void load_optimizer_state_of(torch::optim::Optimizer& optimizer, ShardKeeper& shards,
                              const State& state) {
   const at::NoGradGuard no_grad;
   auto own = state;
+  BulkCopy copies;
   for_each_cut(own, optimizer, shards,
-               [](const Shard& shard, const auto& number, const auto& key, State& value) {
+               [&copies](const Shard& shard, const auto& number, const auto& key, State& value) {
                  const auto& from = value.as_tensor_state();
                  if (from.sizes != shard.sizes) {
                    throw CheckpointError(
@@ -201,9 +208,10 @@ void load_optimizer_state_of(torch::optim::Optimizer& optimizer, ShardKeeper& sh
                            ". Build the model and the optimizer as they were when it was saved."));
                  }
                  auto rows = at::empty_like(shard.slice, shard.slice.options().dtype(from.dtype));
-                 copy_rows(shard, rows, from);
+                 copy_rows(shard, rows, from, copies);
                  value = rows;
                });
+  copies.run();
   load_optimizer_state_dict(optimizer, own);
 }
 

@@ -277,16 +277,23 @@ std::function<void()> plan_sharded_save(State checkpoint, const std::string& pat
 State load_sharded_checkpoint(const std::string& path, const ShardPlace& place) {
   const DcpReader reader(path);
   const auto cut = cut_tensors(reader.metadata());
+  const auto box_of = [&](const Item& item) {
+    DcpReader::Box box{item.fqn, std::vector<int64_t>(item.sizes.size(), 0), item.sizes};
+    if (cut.count(item.fqn) == 0) return box;
+    const auto rows = rows_of_part(item.sizes[0], place.part, place.parts);
+    box.offsets[0] = rows.first;
+    box.sizes[0] = rows.count;
+    return box;
+  };
+  std::vector<DcpReader::Box> boxes;
+  for (const auto& item : reader.metadata().items) {
+    if (item.is_tensor) boxes.push_back(box_of(item));
+  }
+  reader.verify(boxes);
   State state = reader.tree([&](const Item& item) -> State {
     if (!item.is_tensor) return reader.read_value(item.fqn);
-    std::vector<int64_t> offsets(item.sizes.size(), 0);
-    auto sizes = item.sizes;
-    if (cut.count(item.fqn) > 0) {
-      const auto rows = rows_of_part(sizes[0], place.part, place.parts);
-      offsets[0] = rows.first;
-      sizes[0] = rows.count;
-    }
-    return reader.read_part(item.fqn, offsets, sizes);
+    const auto box = box_of(item);
+    return reader.read_part(item.fqn, box.offsets, box.sizes);
   });
   add_folder_values(state, path);
   return as_checkpoint(std::move(state), CheckpointFormat::kSharded, path);

@@ -23,6 +23,9 @@
 namespace lightning {
 namespace {
 
+// Shorter parts wait for commit().
+constexpr size_t kLeastSentOn = size_t{1} << 20;
+
 // Two saves at once, also of one path, do not write into one another.
 std::string unfinished_name(const std::string& path) {
   static std::atomic<uint64_t> count{0};
@@ -95,11 +98,12 @@ int sync_folder(const std::string& folder) {
   return reason == EINVAL || reason == ENOTSUP ? 0 : reason;
 }
 
-AtomicFile::AtomicFile(std::string path, uint64_t bytes)
+AtomicFile::AtomicFile(std::string path, uint64_t bytes, Cache cache)
     : path_(std::move(path)),
       folder_(folder_of(path_)),
       unfinished_(unfinished_name(path_)),
-      bytes_(bytes) {
+      bytes_(bytes),
+      cache_(cache) {
   ignore_file_size_signal();
   struct stat found {};
   if (::stat(path_.c_str(), &found) == 0 && S_ISDIR(found.st_mode)) fail("write", EISDIR);
@@ -129,7 +133,7 @@ AtomicFile::AtomicFile(std::string path, uint64_t bytes)
 // have to be read, and a disk that cannot reserve is mostly one that caches on another machine.
 void AtomicFile::open_direct() {
   constexpr uint64_t kWorthIt = uint64_t{16} << 20;
-  if (bytes_ < kWorthIt) return;
+  if (bytes_ < kWorthIt || cache_ == Cache::kThrough) return;
   direct_fd_ = ::open(unfinished_.c_str(), O_WRONLY | O_DIRECT | O_CLOEXEC);
   direct_ = direct_fd_ >= 0;
 }
@@ -194,6 +198,11 @@ void AtomicFile::write_at(uint64_t offset, const void* data, size_t bytes) {
       if (written < 0 && errno == EINTR) continue;
       if (written < 0) fail("write", errno);
       done = static_cast<size_t>(written);
+      if (cache_ == Cache::kThrough && done >= kLeastSentOn) {
+        // commit() finds what goes wrong.
+        ::sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(done),
+                          SYNC_FILE_RANGE_WRITE);
+      }
     }
     next += done;
     offset += done;

@@ -17,11 +17,17 @@ namespace lightning {
 
 class AtomicFile {
  public:
+  // What a large file leaves in the page cache. Around it goes what nobody reads again soon:
+  // commit() has to wait for the disk, so the copy would only cost time and memory. Through it goes
+  // what this machine may read next, at the speed of memory and not of the disk; each piece is sent
+  // on to the disk at once, which takes no longer where a core is free for the copy.
+  enum class Cache { kAround, kThrough };
+
   // Makes the folders above `path`, and reserves the bytes where the file system can, so that a
   // disk without room for them is found before anything is written.
   //
   //   bytes   what will be written in all; what is left out in between is zeros
-  AtomicFile(std::string path, uint64_t bytes);
+  AtomicFile(std::string path, uint64_t bytes, Cache cache = Cache::kAround);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
@@ -29,9 +35,9 @@ class AtomicFile {
   // Behind what write() wrote before.
   void write(const void* data, size_t bytes);
   // Anywhere below `bytes`; from several threads at once. Where offset, length and address are
-  // multiples of kDirectBytes, large files go to the disk around the page cache, if they can: as
-  // commit() has to wait for the disk, the copy would only cost time.
+  // multiples of kDirectBytes, large files go around the page cache, if they can and shall.
   static constexpr uint64_t kDirectBytes = 4096;
+  bool is_direct() const { return direct_; }
   void write_at(uint64_t offset, const void* data, size_t bytes);
   void commit();
 
@@ -53,6 +59,7 @@ class AtomicFile {
   std::string folder_;
   std::string unfinished_;
   uint64_t bytes_;
+  Cache cache_;
   int fd_ = -1;
   int direct_fd_ = -1;
   std::atomic<bool> direct_{false};  // whether the disk takes it

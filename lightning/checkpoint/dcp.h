@@ -40,6 +40,14 @@ class DcpReader {
   TensorState read_part(const std::string& fqn, const std::vector<int64_t>& offsets,
                         const std::vector<int64_t>& sizes) const;
   State read_value(const std::string& fqn) const;
+  // Compares the CRCs of all that read_part() of these boxes will need, by several threads at once.
+  // Errors: as read(), of the first box with one.
+  struct Box {
+    std::string fqn;
+    std::vector<int64_t> offsets;
+    std::vector<int64_t> sizes;
+  };
+  void verify(const std::vector<Box>& boxes) const;
   // Some of the bytes of a tensor as they would lie in row-major order.
   // Errors: as read(); for bytes beyond its end.
   void read_bytes(const std::string& fqn, uint64_t offset, uint64_t bytes, void* to) const;
@@ -67,6 +75,9 @@ class DcpReader {
                  const std::vector<int64_t>& sizes) const;
   TensorState part_of(const DcpMetadata::Item& item, const std::vector<int64_t>& offsets,
                       const std::vector<int64_t>& sizes) const;
+  std::shared_ptr<MappedFile> content(const std::string& file) const;
+  bool is_verified(const DcpMetadata::Place& place) const;
+  void set_verified(const DcpMetadata::Place& place) const;
   TorchArchive open(const DcpMetadata::Place& place) const;
   at::Tensor read_box(const DcpMetadata::Item& item, const std::vector<int64_t>& offsets,
                       const std::vector<int64_t>& sizes) const;

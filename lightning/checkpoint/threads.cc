@@ -9,11 +9,12 @@
 
 namespace lightning {
 
-int useful_threads(uint64_t bytes) {
+int useful_threads(uint64_t bytes, int most) {
   // A thread starts in about 20 us, in which another handles 200 KB.
   constexpr uint64_t kWorthAThread = uint64_t{4} << 20;
   const uint64_t cores = std::max(1u, std::thread::hardware_concurrency());
-  return static_cast<int>(std::min({uint64_t{4}, cores, 1 + bytes / kWorthAThread}));
+  return static_cast<int>(
+      std::min({static_cast<uint64_t>(most), cores, 1 + bytes / kWorthAThread}));
 }
 
 void on_threads(int threads, const std::function<void()>& work) {

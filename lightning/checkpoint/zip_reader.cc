@@ -15,7 +15,7 @@ namespace {
 
 using namespace zip_format;
 
-// What a thread takes at once when all records are compared.
+// What a thread takes at once when records are compared.
 constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
 
 // For messages: names come from the file and may hold anything.
@@ -355,48 +355,56 @@ void ZipReader::refuse_crc(const Record& record, uint32_t crc) const {
                             "earlier checkpoint."));
 }
 
+void ZipReader::compare(const Record& record, uint32_t crc) const {
+  if (has_crcs_ && crc != record.crc) refuse_crc(record, crc);
+}
+
 void ZipReader::verify(const Record& record) const {
   if (!has_crcs_) return;
-  const uint32_t crc = crc32(file_->data() + record.offset, record.bytes);
-  if (crc != record.crc) refuse_crc(record, crc);
+  compare(record, crc32(file_->data() + record.offset, record.bytes));
   file_->check();
 }
 
 void ZipReader::verify_all(size_t part, size_t parts) const {
   if (!has_crcs_) return;
-  std::vector<const Record*> records;
+  std::vector<ZipRecord> records;
   for (size_t i = 0; i < records_.size(); ++i) {
-    if (i % parts == part || records_[i].name == "data.pkl") records.push_back(&records_[i]);
+    if (i % parts == part || records_[i].name == "data.pkl")
+      records.push_back({this, &records_[i]});
   }
+  const auto crcs = crcs_of(records);
+  for (size_t i = 0; i < records.size(); ++i) compare(*records[i].record, crcs[i]);
+  file_->check();
+}
+
+std::vector<uint32_t> crcs_of(const std::vector<ZipRecord>& records) {
   struct Piece {
+    size_t record;
     const uint8_t* data;
     uint64_t bytes;
     uint32_t crc;
   };
   std::vector<Piece> pieces;
   uint64_t bytes = 0;
-  for (const auto* record : records) {
+  for (size_t i = 0; i < records.size(); ++i) {
+    const auto& [zip, record] = records[i];
+    const auto* const data = zip->file()->data() + record->offset;
     for (uint64_t at = 0; at < record->bytes; at += kPieceBytes) {
-      pieces.push_back(
-          {file_->data() + record->offset + at, std::min(kPieceBytes, record->bytes - at), 0});
+      pieces.push_back({i, data + at, std::min(kPieceBytes, record->bytes - at), 0});
     }
     bytes += record->bytes;
   }
   std::atomic<size_t> next{0};
-  on_threads(useful_threads(bytes), [&] {
+  on_threads(useful_threads(bytes, kMostReaders), [&] {
     for (size_t i = next++; i < pieces.size(); i = next++) {
       pieces[i].crc = crc32(pieces[i].data, pieces[i].bytes);
     }
   });
-  auto piece = pieces.begin();
-  for (const auto* record : records) {
-    uint32_t crc = 0;
-    for (uint64_t at = 0; at < record->bytes; at += (piece++)->bytes) {
-      crc = at == 0 ? piece->crc : crc32_combine(crc, piece->crc, piece->bytes);
-    }
-    if (crc != record->crc) refuse_crc(*record, crc);
+  std::vector<uint32_t> crcs(records.size());
+  for (const auto& piece : pieces) {
+    crcs[piece.record] = crc32_combine(crcs[piece.record], piece.crc, piece.bytes);
   }
-  file_->check();
+  return crcs;
 }
 
 }  // namespace lightning

@@ -50,6 +50,10 @@ class ZipReader {
   // Errors: CheckpointError with the record's name and both values.
   void verify(const Record& record) const;
   void verify_all(size_t part = 0, size_t parts = 1) const;
+  // The same for a record whose CRC is known by now.
+  void compare(const Record& record, uint32_t crc) const;
+  // Whether there are CRCs to compare.
+  bool has_crcs() const { return has_crcs_; }
 
  private:
   void read_directory(uint64_t begin, uint64_t bytes);
@@ -66,5 +70,13 @@ class ZipReader {
   std::vector<std::pair<uint64_t, uint64_t>> spans_;  // of the records, while the zip is checked
   bool has_crcs_ = false;
 };
+
+// Some records of one zip or of many.
+struct ZipRecord {
+  const ZipReader* zip;
+  const ZipReader::Record* record;
+};
+// The CRC of each, by several threads, for which it does not matter how long or short they are.
+std::vector<uint32_t> crcs_of(const std::vector<ZipRecord>& records);
 
 }  // namespace lightning

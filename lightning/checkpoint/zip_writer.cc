@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <new>
 #include <string_view>
@@ -64,11 +65,11 @@ bool is_zero(const void* data, uint64_t bytes) {
 
 uint32_t crc32_of_zeros(uint64_t bytes) { return crc32_combine(~0u, ~0u, bytes); }
 
-using Buffer = std::unique_ptr<char, decltype(&std::free)>;
-Buffer allocate(uint64_t bytes) {
+std::shared_ptr<char> ordinary_memory(uint64_t bytes) {
   constexpr uint64_t kPage = AtomicFile::kDirectBytes;
-  Buffer buffer(static_cast<char*>(std::aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage)),
-                std::free);
+  std::shared_ptr<char> buffer(
+      static_cast<char*>(std::aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage)),
+      std::free);
   if (buffer == nullptr) throw std::bad_alloc();
   return buffer;
 }
@@ -223,7 +224,7 @@ std::string ZipWriter::directory(const std::vector<uint32_t>& crcs) const {
   return out;
 }
 
-std::vector<ZipWriter::Job> ZipWriter::jobs() const {
+std::vector<ZipWriter::Job> ZipWriter::jobs(uint64_t offset) const {
   std::vector<Job> jobs;
   for (size_t i = 0; i < records_.size();) {
     const uint64_t bytes = records_[i].bytes;
@@ -237,9 +238,9 @@ std::vector<ZipWriter::Job> ZipWriter::jobs() const {
       i = last;
       continue;
     }
-    // Pieces end at multiples of their size in the zip, so that two threads share no page of it.
+    // So two threads share no page of the file.
     for (uint64_t at = 0; at < bytes;) {
-      const uint64_t left_of_piece = kPieceBytes - (places_[i].data + at) % kPieceBytes;
+      const uint64_t left_of_piece = kPieceBytes - (offset + places_[i].data + at) % kPieceBytes;
       const uint64_t piece = std::min(left_of_piece, bytes - at);
       jobs.push_back({i, i + 1, at, piece});
       at += piece;
@@ -282,6 +283,10 @@ uint32_t ZipWriter::write_piece(AtomicFile& file, uint64_t offset, const Job& jo
       static_cast<const char*>(records_[job.first].read(job.offset, job.bytes, to));
   // A new file has zeros where nothing was written, and none of them on the disk.
   if (is_zero(from, job.bytes)) return crc32_of_zeros(job.bytes);
+  if (!file.is_direct()) {
+    file.write_at(begin, from, job.bytes);
+    return crc32(from, job.bytes);
+  }
   uint32_t crc = 0;
   for (uint64_t at = 0; at < job.bytes; at += kStepBytes) {
     const uint64_t bytes = std::min(kStepBytes, job.bytes - at);
@@ -298,39 +303,81 @@ uint32_t ZipWriter::write_piece(AtomicFile& file, uint64_t offset, const Job& jo
 }
 
 void ZipWriter::write(AtomicFile& file, uint64_t offset, int threads) const {
-  const std::vector<Job> jobs = this->jobs();
-  uint64_t most = 1;
-  for (const Job& job : jobs) most = std::max(most, job.bytes);
-  std::vector<uint32_t> crcs(records_.size());
-  std::vector<uint32_t> piece_crcs(jobs.size());
+  ZipBatch one;
+  one.add(*this, offset);
+  one.write(file, threads);
+}
+
+// ---- Several ------------------------------------------------------------------------------------
+
+// Of one zip.
+struct ZipBatch::Progress {
+  Progress(const Entry& entry)
+      : jobs(entry.zip->jobs(entry.offset)),
+        crcs(entry.zip->records_.size()),
+        piece_crcs(jobs.size()),
+        left(jobs.size()) {}
+
+  const std::vector<ZipWriter::Job> jobs;
+  std::vector<uint32_t> crcs;        // of the records
+  std::vector<uint32_t> piece_crcs;  // of long ones' pieces
+  std::atomic<size_t> left;
+};
+
+void ZipBatch::add(const ZipWriter& zip, uint64_t offset) { entries_.push_back({&zip, offset}); }
+
+void ZipBatch::write(AtomicFile& file, int threads, const Allocate& allocate) const {
+  std::deque<Progress> progress;
+  std::vector<Task> tasks;
+  uint64_t bytes = 0, most = 1;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const auto& jobs = progress.emplace_back(entries_[i]).jobs;
+    if (jobs.empty()) finish(file, entries_[i], progress.back());
+    for (size_t job = 0; job < jobs.size(); ++job) {
+      tasks.push_back({i, job});
+      most = std::max(most, jobs[job].bytes);
+    }
+    bytes += entries_[i].zip->bytes();
+  }
   std::atomic<size_t> next{0};
   std::atomic<bool> failed{false};
-  on_threads(threads > 0 ? threads : writing_threads(bytes_), [&] {
-    const Buffer buffer = allocate(most + AtomicFile::kDirectBytes);
+  on_threads(threads > 0 ? threads : writing_threads(bytes), [&] {
     try {
-      for (size_t i = next++; i < jobs.size() && !failed; i = next++) {
-        if (records_[jobs[i].first].bytes < kShortBytes) {
-          write_short(file, offset, jobs[i], buffer.get(), crcs);
+      const auto buffer = (allocate ? allocate : ordinary_memory)(most + AtomicFile::kDirectBytes);
+      for (size_t i = next++; i < tasks.size() && !failed; i = next++) {
+        const auto& entry = entries_[tasks[i].entry];
+        auto& own = progress[tasks[i].entry];
+        const auto& job = own.jobs[tasks[i].job];
+        if (entry.zip->records_[job.first].bytes < kShortBytes) {
+          entry.zip->write_short(file, entry.offset, job, buffer.get(), own.crcs);
         } else {
-          piece_crcs[i] = write_piece(file, offset, jobs[i], buffer.get());
+          own.piece_crcs[tasks[i].job] =
+              entry.zip->write_piece(file, entry.offset, job, buffer.get());
         }
+        if (--own.left == 0) finish(file, entry, own);
       }
     } catch (...) {
       failed = true;
       throw;
     }
   });
-  for (size_t i = 0; i < jobs.size(); ++i) {
-    const Job& job = jobs[i];
-    const uint64_t bytes = records_[job.first].bytes;
+}
+
+// Once all bytes are there: the CRCs.
+void ZipBatch::finish(AtomicFile& file, const Entry& entry, Progress& progress) const {
+  const auto& [zip, offset] = entry;
+  auto& crcs = progress.crcs;
+  for (size_t i = 0; i < progress.jobs.size(); ++i) {
+    const auto& job = progress.jobs[i];
+    const uint64_t bytes = zip->records_[job.first].bytes;
     if (bytes < kShortBytes) continue;
-    crcs[job.first] = crc32_combine(crcs[job.first], piece_crcs[i], job.bytes);
+    crcs[job.first] = crc32_combine(crcs[job.first], progress.piece_crcs[i], job.bytes);
     if (job.offset + job.bytes < bytes) continue;
-    const std::string text = descriptor(job.first, crcs[job.first]);
-    file.write_at(offset + places_[job.first].data + bytes, text.data(), text.size());
+    const std::string text = zip->descriptor(job.first, crcs[job.first]);
+    file.write_at(offset + zip->places_[job.first].data + bytes, text.data(), text.size());
   }
-  const std::string text = directory(crcs);
-  file.write_at(offset + directory_, text.data(), text.size());
+  const std::string text = zip->directory(crcs);
+  file.write_at(offset + zip->directory_, text.data(), text.size());
 }
 
 }  // namespace lightning

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -39,19 +40,21 @@ class ZipWriter {
   void write(AtomicFile& file, uint64_t offset = 0, int threads = 0) const;
 
  private:
+  friend class ZipBatch;
   struct Place {
     uint64_t header = 0;
     uint64_t data = 0;
     uint64_t end = 0;  // behind the descriptor
   };
   // What a thread takes at once: a piece of a long record, or short ones that lie side by side.
+  // Pieces end at multiples of their size in a file where the zip lies at `offset`.
   struct Job {
     size_t first = 0;  // record
     size_t last = 0;   // the one behind
     uint64_t offset = 0;
     uint64_t bytes = 0;
   };
-  std::vector<Job> jobs() const;
+  std::vector<Job> jobs(uint64_t offset) const;
   void place_records();
   std::string header(size_t i) const;
   std::string descriptor(size_t i, uint32_t crc) const;
@@ -67,6 +70,36 @@ class ZipWriter {
   std::vector<Place> places_;
   uint64_t directory_ = 0;
   uint64_t bytes_ = 0;
+};
+
+// Zips of one file, long and short ones, written by the same threads: one copies from a GPU or
+// takes a CRC while another waits for the disk.
+class ZipBatch {
+ public:
+  // Memory at a multiple of AtomicFile::kDirectBytes, for each thread its own.
+  using Allocate = std::function<std::shared_ptr<char>(uint64_t bytes)>;
+
+  // The zip must live until write() is done.
+  void add(const ZipWriter& zip, uint64_t offset);
+
+  //   threads    0: as many as help, at most four
+  //   allocate   where sources fill their buffers; null: ordinary memory
+  // Errors: as ZipWriter::write().
+  void write(AtomicFile& file, int threads = 0, const Allocate& allocate = nullptr) const;
+
+ private:
+  struct Entry {
+    const ZipWriter* zip;
+    uint64_t offset;
+  };
+  struct Progress;
+  struct Task {
+    size_t entry;
+    size_t job;
+  };
+  void finish(AtomicFile& file, const Entry& entry, Progress& progress) const;
+
+  std::vector<Entry> entries_;
 };
 
 }  // namespace lightning

@@ -1,9 +1,12 @@
 #include "lightning/checkpoint/atomic_file.h"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <filesystem>
 #include <thread>
@@ -52,6 +55,26 @@ TEST_CASE("a file appears with its content when it is committed, and not before"
   { AtomicFile(path, 3).write("xyz", 3); }
   CHECK(read_file(path) == "abcdef");
   CHECK(files_in(dir.path()) == 1);
+}
+
+TEST_CASE("what goes through the page cache is there when the file is committed", "[checkpoint]") {
+  TempDir dir;
+  const std::string text(20 << 20, 'x');
+  AtomicFile file(dir.path("a"), text.size(), AtomicFile::Cache::kThrough);
+  CHECK_FALSE(file.is_direct());
+  for (size_t at = 0; at < text.size(); at += 4 << 20) {
+    file.write_at(at, text.data() + at, 4 << 20);
+  }
+  file.commit();
+
+  const int fd = ::open(dir.path("a").c_str(), O_RDONLY | O_CLOEXEC);
+  void* const mapped = ::mmap(nullptr, text.size(), PROT_READ, MAP_PRIVATE, fd, 0);
+  std::vector<unsigned char> pages(text.size() / static_cast<size_t>(::sysconf(_SC_PAGESIZE)));
+  REQUIRE(::mincore(mapped, text.size(), pages.data()) == 0);
+  CHECK(std::count_if(pages.begin(), pages.end(), [](auto page) { return page % 2 == 1; }) > 0);
+  ::munmap(mapped, text.size());
+  ::close(fd);
+  CHECK((read_file(dir.path("a")) == text));
 }
 
 TEST_CASE("a process killed while it writes leaves the earlier file, and the next write works",

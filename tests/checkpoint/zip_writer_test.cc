@@ -4,9 +4,13 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 
+#include <atomic>
 #include <catch2/catch.hpp>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <mutex>
+#include <set>
 #include <string>
 
 #include "lightning/checkpoint/zip_reader.h"
@@ -189,6 +193,78 @@ TEST_CASE("zips lie behind one another in one file", "[checkpoint]") {
   CHECK(two.at("a").offset % 64 == 0);
   write_zip(dir.path("alone"), second);
   CHECK((read_file(dir.path("items")).substr(at) == read_file(dir.path("alone"))));
+}
+
+TEST_CASE("zips that are written together are the bytes of each written alone", "[checkpoint]") {
+  const auto cache = GENERATE(AtomicFile::Cache::kAround, AtomicFile::Cache::kThrough);
+  const int threads = GENERATE(1, 4);
+  TempDir dir;
+  std::string noise(11 << 20, ' ');  // of several pieces
+  uint64_t random = 1;
+  for (char& c : noise) c = static_cast<char>((random = random * 6364136223846793005u + 1) >> 56);
+  std::vector<ZipWriter> zips;
+  for (const uint64_t bytes : {uint64_t{0}, uint64_t{1}, uint64_t{300'001}, uint64_t{11} << 20,
+                               uint64_t{70'000}, (uint64_t{9} << 20) + 13}) {
+    // One in memory, one that is copied as from a device, one of zeros.
+    const auto copied = [&noise](uint64_t offset, uint64_t count, void* buffer) -> const void* {
+      return std::memcpy(buffer, noise.data() + offset, count);
+    };
+    zips.emplace_back("archive",
+                      std::vector<ZipSource>{ZipSource::of_text("data.pkl", str(bytes)),
+                                             ZipSource::of_memory("a", noise.data(), bytes),
+                                             {"b", bytes, copied},
+                                             ZipSource::of_text("c", std::string(bytes, '\0'))});
+  }
+  std::vector<uint64_t> offsets;
+  uint64_t end = 0;
+  ZipBatch batch;
+  for (const auto& zip : zips) {
+    offsets.push_back((end + 63) / 64 * 64);
+    end = offsets.back() + zip.bytes();
+    batch.add(zip, offsets.back());
+  }
+  {
+    AtomicFile file(dir.path("all"), end, cache);
+    batch.write(file, threads);
+    file.commit();
+  }
+  const auto all = read_file(dir.path("all"));
+  REQUIRE(all.size() == end);
+  for (size_t i = 0; i < zips.size(); ++i) {
+    CAPTURE(i);
+    write_zip(dir.path("one"), zips[i]);
+    CHECK((all.substr(offsets[i], zips[i].bytes()) == read_file(dir.path("one"))));
+  }
+}
+
+TEST_CASE("buffers of zips that are written together come from where the caller says",
+          "[checkpoint]") {
+  TempDir dir;
+  const uint64_t bytes = 5 << 20;
+  std::atomic<int> wrong{0}, given{0};
+  std::mutex mutex;
+  std::set<void*> buffers;
+  const ZipWriter zip("archive", {{"a", bytes, [&](uint64_t, uint64_t count, void* buffer) {
+                                     const std::lock_guard<std::mutex> lock(mutex);
+                                     auto next = buffers.upper_bound(buffer);
+                                     wrong += next == buffers.begin();
+                                     std::memset(buffer, 'x', count);
+                                     return static_cast<const void*>(buffer);
+                                   }}});
+  ZipBatch batch;
+  batch.add(zip, 0);
+  AtomicFile file(dir.path("a"), zip.bytes());
+  batch.write(file, 2, [&](uint64_t most) {
+    ++given;
+    std::shared_ptr<char> memory(
+        static_cast<char*>(std::aligned_alloc(4096, (most + 4095) / 4096 * 4096)), std::free);
+    const std::lock_guard<std::mutex> lock(mutex);
+    buffers.insert(memory.get());
+    return memory;
+  });
+  file.commit();
+  CHECK(given == 2);
+  CHECK(wrong == 0);
 }
 
 TEST_CASE("what a source throws on a thread reaches the caller, and there is no file",

@@ -217,6 +217,105 @@ dcp.save({"model": {"weight": weight},
                   numbers().narrow(0, kHalf, kHalf)));
 }
 
+namespace {
+
+// Values that three ranks wrote: a box of the second of two ranks meets the parts of two of them.
+// Of 1.5 million floats a part is more than one thread takes at once.
+constexpr int64_t kColumns = 500'000;
+
+TensorState third_of(const at::Tensor& whole, int64_t rank) {
+  TensorState part;
+  part.sizes = whole.sizes().vec();
+  auto rows = whole.narrow(0, 3 * rank, 3);
+  std::vector<int64_t> offsets(part.sizes.size(), 0);
+  offsets[0] = 3 * rank;
+  part.chunks.push_back({offsets, rows.sizes().vec(), rows});
+  return part;
+}
+
+State third_of_a_run(const at::Tensor& big, const at::Tensor& small, int64_t rank) {
+  const State of_big = third_of(big, rank), of_small = third_of(small, rank);
+  const auto state = State::dict({{"small", State::dict({{"exp_avg", of_small}})},
+                                  {"big", State::dict({{"exp_avg", of_big}})}});
+  const auto group = State::dict({{"params", State::List{"small", "big"}}});
+  return State::dict(
+      {{"model", State::dict({{"small", of_small}, {"big", of_big}})},
+       {"optimizer_0", State::dict({{"state", state}, {"param_groups", State::List{group}}})}});
+}
+
+// Where in an item of three floats, which begin with `first`, these lie.
+uint64_t numbers_in(const std::string& path, const DcpMetadata::Place& place, float first) {
+  std::string item(place.bytes, ' ');
+  std::ifstream(path, std::ios::binary)
+      .seekg(static_cast<std::streamoff>(place.offset))
+      .read(item.data(), static_cast<std::streamsize>(item.size()));
+  const float numbers[] = {first, first + 1, first + 2};
+  const auto begin = item.find(std::string(reinterpret_cast<const char*>(numbers), 12));
+  REQUIRE(begin != std::string::npos);
+  return begin;
+}
+
+// Changes the byte of a file while it lives.
+struct Flip {
+  Flip(std::string path, uint64_t at) : path(std::move(path)), at(at) { flip(); }
+  ~Flip() { flip(); }
+  void flip() const {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    const auto place = static_cast<std::streamoff>(at);
+    const auto byte = file.seekg(place).get();
+    file.seekp(place).put(static_cast<char>(byte ^ 16)).flush();
+  }
+  std::string path;
+  uint64_t at;
+};
+
+}  // namespace
+
+TEST_CASE("a bit that is flipped anywhere in what a rank needs is an error with the tensor's name",
+          "[checkpoint]") {
+  const TempDir dir;
+  const auto folder = dir.path("run");
+  const auto big = at::arange(9 * kColumns, at::kFloat).view({9, kColumns});
+  const auto small = at::arange(9, at::kFloat);
+  std::vector<DcpMetadata::Item> items;
+  for (int64_t rank = 0; rank < 3; ++rank) {
+    for (auto& item : write_dcp_rank(third_of_a_run(big, small, rank), folder, rank)) {
+      items.push_back(std::move(item));
+    }
+  }
+  write_dcp_metadata(items, folder);
+  const auto load_it = [&] { return load_sharded_checkpoint(folder, {1, 2}); };  // rows 5 to 8
+  const auto loaded = load_it().at("state_dict").at("big").as_tensor_state().chunks;
+  REQUIRE(loaded.size() == 2);
+  CHECK(at::equal(loaded[1].tensor, big.narrow(0, 6, 3)));
+
+  const auto metadata = DcpReader(folder).metadata();
+  for (const std::string name : {"model.big", "optimizer_0.state.big.exp_avg", "model.small",
+                                 "optimizer_0.state.small.exp_avg"}) {
+    for (size_t chunk = 0; chunk < 3; ++chunk) {
+      for (const double part : {0.3, 0.5, 0.9}) {
+        CAPTURE(name, chunk, part);
+        const auto& place = metadata.find(name)->chunks[chunk].place;
+        // The numbers take most of a big item; of a small one other bytes do.
+        const bool is_big = name.find("big") != std::string::npos;
+        const auto size = static_cast<double>(is_big ? place.bytes : 12);
+        const auto begin = is_big ? 0 : numbers_in(folder + "/" + place.file, place, 3.0F * chunk);
+        const Flip flip(folder + "/" + place.file,
+                        place.offset + begin + static_cast<uint64_t>(part * size));
+        if (chunk == 0) {
+          CHECK_NOTHROW(load_it());  // is not looked at
+        } else {
+          CHECK_THROWS_WITH(
+              load_it(), Contains("\"" + name + "\"") && Contains("CRC") && Contains(place.file));
+        }
+      }
+    }
+  }
+  const auto file = folder + "/__2_0.distcp";
+  fs::resize_file(file, fs::file_size(file) - 1);
+  CHECK_THROWS_WITH(load_it(), Contains("__2_0.distcp") && Contains("was not copied whole"));
+}
+
 TEST_CASE("a rank maps a file, reads a share of it, and finds what is broken in that",
           "[checkpoint]") {
   const TempDir dir;
