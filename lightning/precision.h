@@ -11,10 +11,14 @@
 #include <utility>
 
 #include "lightning/batch.h"
+#include "lightning/distributed/collectives.h"
 #include "lightning/fwd.h"
 #include "lightning/scope.h"
 
 namespace lightning {
+
+// Under which key Lightning's FSDPStrategy keeps the state of its precision, a gradient scaler's.
+inline constexpr const char* kFSDPPrecisionKey = "FSDPPrecision";
 
 // One step of an optimizer, as the loop hands it down.
 struct OptimizerStep {
@@ -27,6 +31,9 @@ struct OptimizerStep {
   std::function<void()> after_closure;
   // In manual optimization backward ran before the closure, which then gives no loss.
   bool manual = false;
+  // Not null where each process has gradients of its own (shards): what is decided by gradients is
+  // decided by those of all.
+  Collectives* sharers = nullptr;
 };
 
 class Precision {

@@ -130,6 +130,8 @@ class Strategy : public Collectives {
                                 const torch::nn::Module& module);
   virtual void load_optimizer_state(torch::optim::Optimizer& optimizer,
                                     const torch::nn::Module& module, const State& state);
+  // Under which key a checkpoint is written with the precision's state.
+  virtual std::string precision_key() const { return precision_->state_key(); }
   // On rank 0; the others wait at the barrier after it.
   virtual void save_checkpoint(const State& checkpoint, const std::string& path);
   virtual State load_checkpoint(const std::string& path);

@@ -6,6 +6,7 @@
 #include <ATen/ops/_amp_update_scale.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/util/Exception.h>
 #include <torch/optim/optimizer.h>
 
@@ -90,7 +91,7 @@ at::Tensor GradScaler::scale(const at::Tensor& loss) {
   return loss * scale_.to(loss.device(), /*non_blocking=*/true);
 }
 
-void GradScaler::unscale_(torch::optim::Optimizer& optimizer) {
+void GradScaler::unscale_(torch::optim::Optimizer& optimizer, Collectives* sharers) {
   check_scaled("unscale_");
   auto& state = optimizers_[&optimizer];
   TORCH_CHECK(state.stage == Stage::kReady, "GradScaler::unscale_ was called ",
@@ -100,9 +101,17 @@ void GradScaler::unscale_(torch::optim::Optimizer& optimizer) {
   // By way of float64, as Python does.
   const auto inverse = scale_.to(at::kDouble).reciprocal().to(at::kFloat);
   for (const auto& list : gradients_of(optimizer)) {
+    // A copy to the host that nobody waits for is read before it is there.
+    const auto device = list[0].device();
     at::_amp_foreach_non_finite_check_and_unscale_(
         list, of_device(state.found_inf, list[0]),
-        inverse.to(list[0].device(), /*non_blocking=*/true));
+        inverse.to(device, /*non_blocking=*/!device.is_cpu()));
+  }
+  if (sharers != nullptr) {
+    // The shards of a process may all be empty.
+    const auto own = found_inf_of(state);
+    const auto none = at::zeros_like(scale_);
+    state.found_inf = {sharers->reduce(own.defined() ? own : none, ReduceOp::kMax)};
   }
   state.stage = Stage::kUnscaled;
 }

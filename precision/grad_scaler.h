@@ -5,7 +5,9 @@
 //
 // Owned by a precision, used on the loop's thread. Nothing here waits for the device but
 // get_scale(), state_dict() and step() with an optimizer that only its own step() can update.
-// Source: torch 2.11, `torch.amp.GradScaler`.
+//
+// Source: torch 2.11, `torch.amp.GradScaler`; with gradients in shards
+// `torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler`.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,6 +16,7 @@
 #include <vector>
 
 #include "lightning/checkpoint/state.h"
+#include "lightning/distributed/collectives.h"
 #include "lightning/fwd.h"
 #include "lightning/options.h"
 
@@ -41,9 +44,11 @@ class GradScaler {
 
   // Divides the gradients in place, at most once between two updates. Sparse ones are taken by
   // their values.
+  //   sharers   given where gradients are in shards: a gradient that is not finite on one of these
+  //             processes is one on all, which all call this
   // Errors: c10::Error before the first scale() and when called twice or after step();
   // MisconfigurationError for gradients in float16.
-  void unscale_(torch::optim::Optimizer& optimizer);
+  void unscale_(torch::optim::Optimizer& optimizer, Collectives* sharers = nullptr);
 
   // Unscales, where that was not done, and steps, unless a gradient is not finite; also writes the
   // copies, if given.

@@ -126,7 +126,7 @@ at::Tensor MixedPrecision::scaled_step(const OptimizerStep& step) {
   const Scope done = scope_exit([this] { scaler_->abandon(); });
   auto loss = step.closure();
   const bool skipped = !loss.defined() && !step.manual;
-  if (!skipped) scaler_->unscale_(step.optimizer);
+  if (!skipped) scaler_->unscale_(step.optimizer, step.sharers);
   step.after_closure();
   if (skipped) return loss;
   scaler_->step(step.optimizer, copies_.get());

@@ -21,7 +21,8 @@ namespace lightning {
 //
 // "16-mixed" has a gradient scaler. Under it an optimizer step is: closure, unscale,
 // on_before_optimizer_step and clipping, the update where all gradients are finite, the next scale.
-// Where training_step gave no loss, the update is left out.
+// Where training_step gave no loss, the update is left out. Where gradients are in shards, all
+// processes step, or none, and their scales stay equal: one scalar is reduced in each step.
 class MixedPrecision : public Precision {
  public:
   // Without a scaler of its own "16-mixed" makes one on a GPU. With one it trains in float16 on a

@@ -75,11 +75,6 @@ class FSDPStrategy : public ParallelStrategy {
   }
 
   void setup(torch::nn::Module& module, const ConfigureOptimizers& configure_optimizers) override {
-    if (precision().name() == "16-mixed") {
-      throw MisconfigurationError(
-          "The strategy fsdp got precision=\"16-mixed\", whose gradient scaler looks at one rank's "
-          "gradients. Use \"bf16-mixed\", which needs no scaler, or strategy=\"ddp\".");
-    }
     if (saves_shards() && !can_look_into(checkpoint_io())) {
       throw MisconfigurationError(
           "The strategy fsdp got state_dict_type=\"sharded\" and a CheckpointIO plugin of another "
@@ -108,6 +103,7 @@ class FSDPStrategy : public ParallelStrategy {
   at::Tensor optimizer_step(const OptimizerStep& step) override {
     give_slices(step.optimizer, *shards_);  // a callback may have added parameters
     auto own = step;
+    if (shards_->parts() > 1) own.sharers = this;
     own.after_closure = [&] {
       step.after_closure();
       shards_->wait_for_reads();
@@ -163,6 +159,12 @@ class FSDPStrategy : public ParallelStrategy {
       return ParallelStrategy::load_optimizer_state(optimizer, module, state);
     }
     load_optimizer_state_of(optimizer, *shards_, state);
+  }
+  // Lightning's ModelParallelStrategy calls it as a single device does, its FSDPStrategy does not.
+  std::string precision_key() const override {
+    const auto key = ParallelStrategy::precision_key();
+    const bool is_renamed = key == "MixedPrecision" && options_.checkpoint_layout() == "fsdp";
+    return is_renamed ? kFSDPPrecisionKey : key;
   }
 
   void save_checkpoint(const State& checkpoint, const std::string& path) override {

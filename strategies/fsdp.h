@@ -19,8 +19,9 @@
 // to the GPU twice, and its gradients come back once, beside what the GPU computes. Gradients of an
 // accumulation stay on the GPU, whole, until its last batch.
 //
-// Under bf16-mixed the optimizer has slices in float32; matrices are gathered, and their gradients
-// reduced, in bfloat16. Parameters of one dim stay in float32.
+// Under bf16-mixed and 16-mixed the optimizer has slices in float32; matrices are gathered, and
+// their gradients reduced, in 16 bits. Parameters of one dim and buffers stay in float32. A step of
+// 16-mixed whose gradients are not finite on one rank is left out on all.
 //
 // Outside of steps a parameter's elements cannot be read: whole_parameters() opens them.
 // Source: Lightning 2.6, `FSDPStrategy`.

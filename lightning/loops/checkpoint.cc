@@ -53,9 +53,8 @@ State dump_checkpoint(Run& run, FitLoop* fit_loop, const EvaluationProgress& eva
     for (const auto& config : run.schedulers) schedulers.push_back(config.scheduler->state_dict());
     checkpoint["optimizer_states"] = std::move(optimizers);
     checkpoint["lr_schedulers"] = std::move(schedulers);
-    auto& precision = run.strategy_->precision();
-    auto scaler = precision.state_dict();
-    if (!scaler.empty()) checkpoint[precision.state_key()] = std::move(scaler);
+    auto scaler = run.strategy_->precision().state_dict();
+    if (!scaler.empty()) checkpoint[run.strategy_->precision_key()] = std::move(scaler);
   }
   if (!run.module->hparams().empty()) {
     checkpoint["hparams_name"] = "kwargs";
@@ -136,7 +135,8 @@ void restore_modules_and_callbacks(Run& run, State& checkpoint) {
 
 void restore_training_state(Run& run, FitLoop& fit_loop, const State& checkpoint) {
   auto& precision = run.strategy_->precision();
-  for (const auto& key : {precision.state_key(), std::string(kScalerBefore16)}) {
+  for (const auto& key :
+       {precision.state_key(), std::string(kFSDPPrecisionKey), std::string(kScalerBefore16)}) {
     if (const auto* state = checkpoint.find(key)) precision.load_state_dict(*state);
   }
   if (const auto* loops = checkpoint.find("loops")) {

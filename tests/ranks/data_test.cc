@@ -84,7 +84,7 @@ struct Net : LightningModule {
 
 TrainerOptions options() {
   return TrainerOptions()
-      .accelerator("cpu")
+      .accelerator(Ranks::accelerator())
       .devices(2)
       .max_epochs(2)
       .logger(false)
@@ -111,6 +111,25 @@ void write_json(const std::string& name, const Json& json) {
 
 // Numbers as they are after a way through text; keys in any order.
 nlohmann::json plain(const Json& json) { return nlohmann::json::parse(json.dump()); }
+
+// To the bit; over NCCL, which divides before it adds, within a rounding.
+void check_same(const nlohmann::json& is, const nlohmann::json& should) {
+  if (Ranks::on_cpu()) {
+    CHECK(is.dump() == should.dump());
+    return;
+  }
+  const auto one = is.flatten(), other = should.flatten();
+  REQUIRE(one.size() == other.size());
+  for (const auto& item : other.items()) {
+    CAPTURE(item.key());
+    const auto& value = one.at(item.key());
+    if (item.value().is_number_float()) {
+      CHECK(value.get<double>() == Approx(item.value().get<double>()).epsilon(1e-6));
+    } else {
+      CHECK(value == item.value());
+    }
+  }
+}
 
 }  // namespace
 
@@ -150,7 +169,7 @@ TEST_CASE("two ranks see the samples and log the values that those of the origin
     const auto found = read_json(ranks.dir().path(str("rank", rank, ".json")));
     for (const auto& item : expected[rank].items()) {
       CAPTURE(rank, item.key());
-      CHECK(plain(found.at(item.key())).dump() == plain(item.value()).dump());
+      check_same(plain(found.at(item.key())), plain(item.value()));
     }
   }
 }
@@ -275,7 +294,8 @@ TEST_CASE("program: resumes", "[.program]") {
                                                         .filename("{step}")
                                                         .every_n_train_steps(3)
                                                         .save_top_k(-1));
-    auto flags = options().max_epochs(3).accumulate_grad_batches(2);
+    // A Learner adds random numbers of the host to its buffer.
+    auto flags = options().accelerator("cpu").max_epochs(3).accumulate_grad_batches(2);
     if (from.empty()) flags.enable_checkpointing(true).callbacks({saving});
     Trainer trainer(flags);
     torch::manual_seed(static_cast<uint64_t>(from.empty() ? 11 + trainer.global_rank() : 99));

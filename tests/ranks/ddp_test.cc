@@ -47,6 +47,7 @@ std::vector<Config> configs() {
     c.clip_algorithm = "value";
   });
   add("bf16-mixed", Options(), [](Config& c) { c.precision = "bf16-mixed"; });
+  add("16-mixed", Options(), [](Config& c) { c.precision = "16-mixed"; });
   add("64-true", Options(), [](Config& c) { c.precision = "64-true"; });
   add("bf16-true", Options(), [](Config& c) {
     c.precision = "bf16-true";
@@ -166,10 +167,11 @@ TEST_CASE("ddp trains as one process does on the same global batch", "[ranks]") 
     const auto result = read_torch_file(file_of(program.dir().path(), config.name));
     const bool exact =
         Ranks::on_cpu() && ranks == 2 && config.accumulate == 1 && config.tolerance == 0;
-    const auto tolerance = config.tolerance > 0               ? config.tolerance
-                           : config.precision == "bf16-mixed" ? 1e-3
-                           : Ranks::on_cpu()                  ? 1e-5
-                                                              : 1e-4;
+    const bool is_mixed = config.precision.find("mixed") != std::string::npos;
+    const auto tolerance = config.tolerance > 0 ? config.tolerance
+                           : is_mixed           ? 1e-3
+                           : Ranks::on_cpu()    ? 1e-5
+                                                : 1e-4;
     const auto compare = [&](const at::Tensor& is, const at::Tensor& on_device) {
       const auto should = on_device.cpu();
       CAPTURE(is, should);

@@ -73,6 +73,18 @@ std::vector<Config> configs(int64_t ranks) {
     c.precision = "bf16-mixed";
     c.tolerance = 2e-2;
   });
+  add("16-mixed", Options(), [](Config& c) {
+    c.precision = "16-mixed";
+    c.tolerance = 4e-3;
+  });
+  add("16-mixed, born empty, clipping, accumulation, activation checkpointing",
+      Options().activation_checkpointing_policy({"Block"}), [](Config& c) {
+        c.precision = "16-mixed";
+        c.born_empty = true;
+        c.accumulate = 2;
+        c.clip = 0.05;
+        c.tolerance = 4e-3;
+      });
   add("born empty, NO_SHARD", Options().sharding_strategy("NO_SHARD"),
       [](Config& c) { c.born_empty = true; });
   add("64-true", Options(), [](Config& c) { c.precision = "64-true"; });
@@ -332,6 +344,10 @@ TEST_CASE("program: trains by the names of both", "[.program]") {
 }
 
 TEST_CASE("on a CPU fsdp_cpu_offload is fsdp, to the bit", "[ranks]") {
+  if (!Ranks::on_cpu()) {
+    WARN("needs LIGHTNING_TEST_ACCELERATOR=cpu: Adam rounds otherwise on a GPU");
+    return;
+  }
   Ranks program;
   const auto ended = program.run("program: trains by the names of both");
   INFO(ended.output);
@@ -387,7 +403,8 @@ TEST_CASE("only the parameters of a toggled optimizer get gradients from fsdp", 
   const auto weights = read_torch_file(program.dir().path("weights.pt"));
   for (const auto& item : module->named_parameters()) {
     INFO(item.key());
-    CHECK(at::allclose(weights.at(item.key()).as_tensor(), item.value().cpu(), 1e-5, 1e-5));
+    const double rounding = Ranks::on_cpu() ? 1e-5 : 1e-4;
+    CHECK(at::allclose(weights.at(item.key()).as_tensor(), item.value().cpu(), rounding, rounding));
   }
 }
 
@@ -407,7 +424,7 @@ TEST_CASE("program: writes whole parameters", "[.program]") {
       const Scope whole = whole_parameters(trainer.strategy(), /*write=*/true);
       const at::NoGradGuard no_grad;
       if (trainer.is_global_zero()) {
-        CHECK(at::equal(net->row, before.at("row").as_tensor().to(net->row.scalar_type())));
+        CHECK(at::equal(net->row, before.at("row").as_tensor().to(net->row.options())));
       }
       net->head->weight[5].fill_(2.5);
       net->scale.fill_(3.5);
@@ -442,15 +459,16 @@ Config for_checkpoints(const std::string& type) {
   return config;
 }
 
-// Everything of `is` that a run's state is made of equals that of `should`, to the bit.
-void check_same_state(const State& is, const State& should) {
-  const auto check_equal = [](const State& one, const State& other) {
+// Everything of `is` that a run's state is made of equals that of `should`: to the bit, or within
+// what other sums of gradients cost.
+void check_same_state(const State& is, const State& should, double rounding = 0) {
+  const auto check_equal = [rounding](const State& one, const State& other) {
     if (!other.is<TensorState>()) {
       CHECK(one.repr() == other.repr());
       return;
     }
     CHECK(one.as_tensor().scalar_type() == other.as_tensor().scalar_type());
-    CHECK(at::equal(one.as_tensor(), other.as_tensor()));
+    CHECK(at::allclose(one.as_tensor(), other.as_tensor(), rounding, rounding));
   };
   CHECK(is.at("global_step").as_int() == should.at("global_step").as_int());
   CHECK(is.at("state_dict").as_dict().size() == should.at("state_dict").as_dict().size());
@@ -504,22 +522,23 @@ TEST_CASE("a checkpoint goes from one number of ranks and kind to another, to th
     return default_checkpoint_io()->load(program.dir().path(name));
   };
   {
-    Trainer trainer(options(program.dir().path()).max_epochs(1));
+    Trainer trainer(options(program.dir().path()).devices(1).max_epochs(1));
     trainer.fit(std::make_shared<Net>(for_checkpoints("full"), 1, 0), rows(nullptr));
     trainer.save_checkpoint(program.dir().path("alone.ckpt"));
   }
   const auto first = load("alone.ckpt");
   // Nothing is trained on the way.
+  const auto most = Ranks::counts().back();
   run(2, "sharded", "alone.ckpt", "two", 1);
   check_same_state(load("two"), first);
-  run(4, "full", "two", "four.ckpt", 1);
+  run(most, "full", "two", "four.ckpt", 1);
   check_same_state(load("four.ckpt"), first);
-  run(4, "sharded", "four.ckpt", "four", 1);
+  run(most, "sharded", "four.ckpt", "four", 1);
   check_same_state(load("four"), first);
   run(2, "sharded", "four", "two", 1);  // in the place of another
   check_same_state(load("two"), first);
   {
-    Trainer trainer(options(program.dir().path()).max_epochs(1));
+    Trainer trainer(options(program.dir().path()).devices(1).max_epochs(1));
     auto net = std::make_shared<Net>(for_checkpoints("full"), 1, 5);
     trainer.fit(net, rows(nullptr), {}, RunArguments().ckpt_path(program.dir().path("two")));
     trainer.save_checkpoint(program.dir().path("back.ckpt"));
@@ -529,10 +548,11 @@ TEST_CASE("a checkpoint goes from one number of ranks and kind to another, to th
   run(2, "full", "", "epoch1.ckpt", 1);
   run(2, "sharded", "", "epoch1", 1);
   run(2, "full", "", "epoch2.ckpt", 2);
+  const double rounding = Ranks::on_cpu() ? 0 : 1e-5;
   run(2, "sharded", "epoch1.ckpt", "epoch2", 2);
-  check_same_state(load("epoch2"), load("epoch2.ckpt"));
+  check_same_state(load("epoch2"), load("epoch2.ckpt"), rounding);
   run(2, "full", "epoch1", "epoch2b.ckpt", 2);
-  check_same_state(load("epoch2b.ckpt"), load("epoch2.ckpt"));
+  check_same_state(load("epoch2b.ckpt"), load("epoch2.ckpt"), rounding);
 
   const auto said = run_python(R"(
 import sys, pathlib, torch

@@ -6,6 +6,7 @@
 #include <catch2/catch.hpp>
 
 #include "lightning.h"
+#include "precision/mixed.h"
 #include "strategies/fsdp.h"
 #include "tests/support/temp_dir.h"
 
@@ -76,19 +77,25 @@ Outcome train(const std::string& strategy, const Case& how, const std::string& d
                      .sharding_strategy(how.sharding)
                      .auto_wrap_policy({"Linear"})
                      .cpu_offload(strategy == "fsdp_cpu_offload");
-  Trainer trainer(TrainerOptions()
-                      .accelerator("cuda")
-                      .devices(1)
-                      .strategy(options)
-                      .precision(how.precision)
-                      .accumulate_grad_batches(how.accumulate)
-                      .gradient_clip_val(1.0)
-                      .max_epochs(1)
-                      .logger(false)
-                      .enable_progress_bar(false)
-                      .enable_model_summary(false)
-                      .enable_checkpointing(false)
-                      .default_root_dir(dir));
+  auto flags = TrainerOptions()
+                   .accelerator("cuda")
+                   .devices(1)
+                   .strategy(options)
+                   .accumulate_grad_batches(how.accumulate)
+                   .gradient_clip_val(1.0)
+                   .max_epochs(1)
+                   .logger(false)
+                   .enable_progress_bar(false)
+                   .enable_model_summary(false)
+                   .enable_checkpointing(false)
+                   .default_root_dir(dir);
+  if (how.precision == "16-mixed") {  // with a scale at which nothing overflows
+    const auto scaler = std::make_shared<GradScaler>(GradScalerOptions().init_scale(256));
+    flags.plugins({std::make_shared<MixedPrecision>(how.precision, scaler)});
+  } else {
+    flags.precision(how.precision);
+  }
+  Trainer trainer(flags);
   torch::manual_seed(4);
   const DataLoader rows(TensorDataset(Batch(torch::randn({64, kWidth}))), DataLoaderOptions(8));
   Outcome outcome;
@@ -123,6 +130,7 @@ TEST_CASE(
   const auto how = GENERATE(values<Case>({{"32-true", 1, "FULL_SHARD"},
                                           {"32-true", 4, "FULL_SHARD"},
                                           {"bf16-mixed", 1, "FULL_SHARD"},
+                                          {"16-mixed", 1, "FULL_SHARD"},
                                           {"bf16-true", 1, "FULL_SHARD"},
                                           {"32-true", 1, "SHARD_GRAD_OP"}}));
   CAPTURE(how.precision, how.accumulate, how.sharding);

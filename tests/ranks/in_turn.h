@@ -13,6 +13,7 @@
 
 #include "lightning.h"
 #include "lightning/data/distributed_sampler.h"
+#include "precision/mixed.h"
 #include "tests/support/ranks.h"
 
 namespace lightning::testing {
@@ -71,9 +72,21 @@ inline TrainerOptions options(const std::string& dir) {
       .default_root_dir(dir);
 }
 
+// float16 with a scaler, on a CPU too. The gradients of a rank are larger than those of one
+// process, which divides its loss, and overflow before them: not with this scale.
+inline std::shared_ptr<MixedPrecision> half_mixed(int64_t growth_interval = 2000) {
+  const auto options = GradScalerOptions().init_scale(1024).growth_interval(growth_interval);
+  return std::make_shared<MixedPrecision>("16-mixed", std::make_shared<GradScaler>(options));
+}
+
 template <class Config>
 TrainerOptions configured(const Config& config, const std::string& dir) {
-  auto flags = options(dir).precision(config.precision);
+  auto flags = options(dir);
+  if (config.precision == "16-mixed") {
+    flags.plugins({half_mixed()});
+  } else {
+    flags.precision(config.precision);
+  }
   if (config.clip > 0) {
     flags.gradient_clip_val(config.clip).gradient_clip_algorithm(config.clip_algorithm);
   }

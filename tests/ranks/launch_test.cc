@@ -31,7 +31,7 @@ TrainerOptions options() {
     return value.empty() ? std::string(otherwise) : value;
   };
   return TrainerOptions()
-      .accelerator("cpu")
+      .accelerator(given("ACCELERATOR", "cpu"))
       .devices(given("DEVICES", "2"))
       .num_nodes(std::stoll(given("NODES", "1")))
       .strategy(given("STRATEGY", "auto"))
@@ -45,6 +45,12 @@ TrainerOptions options() {
 
 void note(const std::string& name, const std::string& text) {
   std::ofstream(Ranks::folder() + "/" + name) << text;
+}
+
+// Of runs that also go over NCCL where a machine has two GPUs.
+Variables on_any(Variables variables = {}) {
+  variables["ACCELERATOR"] = Ranks::accelerator();
+  return variables;
 }
 
 std::string noted(const Ranks& ranks, const std::string& name) {
@@ -74,7 +80,7 @@ TEST_CASE("program: fits", "[.program]") {
 
 TEST_CASE("a program starts the other ranks of its node itself", "[ranks]") {
   Ranks ranks;
-  const auto ended = ranks.run("program: fits");
+  const auto ended = ranks.run("program: fits", on_any());
   INFO(ended.output);
   CHECK(ended.status == 0);
   CHECK(ended.still_running == 0);
@@ -162,7 +168,7 @@ TEST_CASE("the end of one rank ends all with its name, its host and what happene
   CAPTURE(what);
   Ranks ranks;
   const auto ended =
-      ranks.run("program: one rank does something else", {{"WHAT", what}, {"WHO", "1"}});
+      ranks.run("program: one rank does something else", on_any({{"WHAT", what}, {"WHO", "1"}}));
   INFO(ended.output);
   CHECK(ended.status != 0);
   CHECK(ended.status != -1);
@@ -184,7 +190,7 @@ TEST_CASE("the end of rank 0 ends the ranks that it started", "[ranks]") {
   CAPTURE(what);
   Ranks ranks;
   const auto ended =
-      ranks.run("program: one rank does something else", {{"WHAT", what}, {"WHO", "0"}});
+      ranks.run("program: one rank does something else", on_any({{"WHAT", what}, {"WHO", "0"}}));
   INFO(ended.output);
   CHECK(ended.status == status);
   CHECK(ended.still_running == 0);
@@ -193,7 +199,8 @@ TEST_CASE("the end of rank 0 ends the ranks that it started", "[ranks]") {
 
 TEST_CASE("where all ranks raise each throws its own error and none is ended", "[ranks]") {
   Ranks ranks;
-  const auto ended = ranks.run("program: one rank does something else", {{"WHAT", "all raise"}});
+  const auto ended =
+      ranks.run("program: one rank does something else", on_any({{"WHAT", "all raise"}}));
   INFO(ended.output);
   CHECK(ended.status == 3);
   CHECK(ended.still_running == 0);
@@ -210,7 +217,7 @@ TEST_CASE("program: ends before it fits", "[.program]") {
 TEST_CASE("a rank that ends before it joins the run ends all", "[ranks]") {
   const std::string how = GENERATE("well", "badly");
   Ranks ranks;
-  const auto ended = ranks.run("program: ends before it fits", {{"HOW", how}});
+  const auto ended = ranks.run("program: ends before it fits", on_any({{"HOW", how}}));
   INFO(ended.output);
   CHECK(ended.status == 1);
   CHECK(ended.still_running == 0);
@@ -228,7 +235,7 @@ TEST_CASE("program: fits once more on one rank", "[.program]") {
 
 TEST_CASE("a run that one rank leaves out ends all", "[ranks]") {
   Ranks ranks;
-  const auto ended = ranks.run("program: fits once more on one rank");
+  const auto ended = ranks.run("program: fits once more on one rank", on_any());
   INFO(ended.output);
   CHECK(ended.status == 1);
   CHECK(ended.still_running == 0);
@@ -280,7 +287,7 @@ TEST_CASE("a program joins the ranks that torchrun started", "[ranks]") {
   const auto python = Ranks::variable("LIGHTNING_PYTHON");
   Ranks ranks;
   const auto ended =
-      ranks.run("program: fits", {{"DEVICES", GENERATE(as<std::string>{}, "2", "auto")}},
+      ranks.run("program: fits", on_any({{"DEVICES", GENERATE(as<std::string>{}, "2", "auto")}}),
                 {python.empty() ? ".venv/bin/python" : python, "-m", "torch.distributed.run",
                  "--no-python", "--nproc-per-node=2", "--master-port=" + free_port()});
   INFO(ended.output);
@@ -401,19 +408,22 @@ TEST_CASE("program: calls every collective", "[.program]") {
     if (batch_idx > 0) return;
     auto& all = m.trainer().strategy();
     const auto rank = all.global_rank();
-    const auto mine = at::tensor({static_cast<double>(rank + 1), 5.0});
-    const auto equal = [](const at::Tensor& a, const at::Tensor& b) { return at::equal(a, b); };
+    const auto here = [&](const at::Tensor& tensor) { return tensor.to(all.root_device()); };
+    const auto mine = here(at::tensor({static_cast<double>(rank + 1), 5.0}));
+    const auto equal = [&](const at::Tensor& is, const at::Tensor& should) {
+      return is.device().type() == all.root_device().type() && at::equal(is.cpu(), should);
+    };
     check(equal(all.reduce(mine, ReduceOp::kSum), at::tensor({3.0, 10.0})), "sum");
     check(equal(all.reduce(mine, ReduceOp::kMean), at::tensor({1.5, 5.0})), "mean");
     check(equal(all.reduce(mine, ReduceOp::kMin), at::tensor({1.0, 5.0})), "min");
     check(equal(all.reduce(mine, ReduceOp::kMax), at::tensor({2.0, 5.0})), "max");
     check(mine[0].item<double>() == static_cast<double>(rank + 1), "the argument");
-    check(equal(all.reduce(at::tensor({rank}), ReduceOp::kMean), at::tensor({int64_t{0}})),
+    check(equal(all.reduce(here(at::tensor({rank})), ReduceOp::kMean), at::tensor({int64_t{0}})),
           "mean of whole numbers");
     check(equal(all.reduce(mine.to(at::kBFloat16), ReduceOp::kSum),
                 at::tensor({3.0, 10.0}).to(at::kBFloat16)),
           "sum in bfloat16");
-    const auto half = at::tensor({rank == 0 ? 1 : 0, 1}).to(at::kBool);
+    const auto half = here(at::tensor({rank == 0 ? 1 : 0, 1}).to(at::kBool));
     check(equal(all.reduce(half, ReduceOp::kMin), at::tensor({0, 1}).to(at::kBool)),
           "min of bools");
     check(equal(all.all_gather(half), at::tensor({1, 1, 0, 1}).to(at::kBool).reshape({2, 2})),
@@ -422,20 +432,20 @@ TEST_CASE("program: calls every collective", "[.program]") {
                 at::tensor({1.5, 5.0}).to(at::kHalf)),
           "mean in float16");
     check(equal(all.all_gather(mine), at::tensor({1.0, 5.0, 2.0, 5.0}).reshape({2, 2})), "gather");
-    check(equal(all.all_gather(at::scalar_tensor(rank)), at::tensor({0.0f, 1.0f})),
+    check(equal(all.all_gather(here(at::scalar_tensor(rank))), at::tensor({0.0f, 1.0f})),
           "gather of scalars");
-    check(equal(all.all_gather_rows(at::full({rank + 1, 2}, rank)),
+    check(equal(all.all_gather_rows(here(at::full({rank + 1, 2}, rank))),
                 at::tensor({0.0f, 0.0f, 1.0f, 1.0f, 1.0f, 1.0f}).reshape({3, 2})),
           "gather of rows");
-    check(
-        equal(all.all_gather_rows(rank == 0 ? at::empty({0}) : at::ones({1, 2})), at::ones({1, 2})),
-        "gather of no rows");
+    check(equal(all.all_gather_rows(here(rank == 0 ? at::empty({0}) : at::ones({1, 2}))),
+                at::ones({1, 2})),
+          "gather of no rows");
     auto tree = State::dict({{"text", "rank 0's"},
                              {"list", State::List{1, 2.5, true, State()}},
                              {"tensor", at::arange(3)}});
     tree[int64_t{7}] = State::Tuple{{State("a")}};
     const auto got = all.broadcast(rank == 0 ? tree : State("another"));
-    check(got.repr() == tree.repr() && equal(got.at("tensor").as_tensor(), at::arange(3)),
+    check(got.repr() == tree.repr() && at::equal(got.at("tensor").as_tensor(), at::arange(3)),
           "broadcast");
     check(all.broadcast(State(rank), 1).as_int() == 1, "broadcast from rank 1");
     const auto values = all.all_gather_states(State(str("I am ", rank)));
@@ -451,7 +461,7 @@ TEST_CASE("program: calls every collective", "[.program]") {
 
 TEST_CASE("collectives give every rank the same", "[ranks]") {
   Ranks ranks;
-  const auto ended = ranks.run("program: calls every collective");
+  const auto ended = ranks.run("program: calls every collective", on_any());
   INFO(ended.output);
   CHECK(ended.status == 0);
 }

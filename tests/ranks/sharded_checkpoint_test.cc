@@ -362,7 +362,7 @@ namespace {
 
 TrainerOptions options(bool background) {
   auto made = TrainerOptions()
-                  .accelerator("cpu")
+                  .accelerator(Ranks::accelerator())
                   .devices(2)
                   .strategy(FSDPStrategyOptions().state_dict_type("sharded"))
                   .max_epochs(2)
@@ -415,7 +415,8 @@ std::map<std::string, TensorState::Chunk> rows_of(Trainer& trainer, const Small&
     const auto& own = value.as_tensor_state().chunks;
     if (own.empty()) continue;
     chunks[to_string(name)] = own[0];
-    chunks[to_string(name)].tensor = own[0].tensor.clone();
+    chunks[to_string(name)].tensor = own[0].tensor.to(at::kCPU, own[0].tensor.scalar_type(),
+                                                      /*non_blocking=*/false, /*copy=*/true);
   }
   return chunks;
 }

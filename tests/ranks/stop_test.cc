@@ -80,7 +80,7 @@ DataLoader rows(int64_t ranks, int64_t steps = kStepsAnEpoch) {
 
 TrainerOptions options(const std::string& dir) {
   return TrainerOptions()
-      .accelerator("cpu")
+      .accelerator(Ranks::accelerator())
       .max_epochs(4)
       .val_check_interval(int64_t{2})
       .logger(false)
@@ -130,11 +130,12 @@ TEST_CASE("program: is stopped by its ranks", "[.program]") {
           CHECK(found == expected);
           continue;
         }
-        // The other may have passed that place, and be on its way to the next collective.
+        // The other may have passed that place, and be on its way to the next collective. Over NCCL
+        // it does not wait there, and may be further.
         for (size_t i = 0; i < found.size(); ++i) {
           CAPTURE(i);
           CHECK(found[i] >= expected[i]);
-          CHECK(found[i] <= expected[i] + 2);
+          if (Ranks::on_cpu()) CHECK(found[i] <= expected[i] + 2);
         }
       }
     }
@@ -233,6 +234,7 @@ struct Asking : Net {
 
 TrainerOptions four_ranks() {
   return options(Ranks::folder())
+      .accelerator("cpu")  // whose collectives a rank waits for
       .devices(kRanks)
       .strategy("ddp")
       .max_epochs(1)
@@ -513,15 +515,15 @@ TEST_CASE("after an exception of one rank alone it saves what it has, and nothin
 
   const auto saved = read_torch_file(file);
   CHECK(saved.at("global_step").as_int() == kGoodSteps);
-  Trainer expected(options(program.dir().path()).max_steps(kGoodSteps));
+  Trainer expected(options(program.dir().path()).devices(1).max_steps(kGoodSteps));
   auto net = std::make_shared<Net>();
   expected.fit(net, rows(1), rows(1));
   const auto weights = expected.strategy().model_state(*net);
   for (const auto& [name, weight] : weights.as_dict()) {
     INFO(to_string(name));
-    CHECK(at::allclose(saved.at("state_dict").at(name).as_tensor(), weight.as_tensor()));
+    CHECK(at::allclose(saved.at("state_dict").at(name).as_tensor(), weight.as_tensor().cpu()));
   }
-  Trainer resumed(options(program.dir().path()).max_epochs(1));
+  Trainer resumed(options(program.dir().path()).devices(1).max_epochs(1));
   resumed.fit(std::make_shared<Net>(), rows(1), rows(1), RunArguments().ckpt_path(file));
   CHECK(resumed.global_step() == kStepsAnEpoch);
 }
