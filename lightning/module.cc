@@ -45,7 +45,15 @@ void LightningModule::optimizer_zero_grad(int64_t, int64_t, torch::optim::Optimi
   drop_gradients(optimizer);
 }
 
-void LightningModule::backward(const at::Tensor& loss) { loss.backward(); }
+void LightningModule::backward(const at::Tensor& loss) {
+  if (!loss.requires_grad()) {
+    throw MisconfigurationError(
+        "The loss does not depend on a parameter that is trained: it was computed under no_grad, "
+        "detached, or from frozen parameters alone. Return the loss itself, or lightning::skip for "
+        "a batch that trains nothing.");
+  }
+  loss.backward();
+}
 
 void LightningModule::configure_gradient_clipping(torch::optim::Optimizer& optimizer,
                                                   std::optional<double> gradient_clip_val,

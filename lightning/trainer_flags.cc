@@ -99,8 +99,9 @@ TrainerOptions with_environment(TrainerOptions options) {
 namespace {
 
 [[noreturn]] void refuse(const std::string& flag, const std::string& given,
-                         const std::string& expected) {
-  throw MisconfigurationError(str("Trainer got ", flag, "=", given, ", expected ", expected, "."));
+                         const std::string& expected, const std::string& hint = "") {
+  throw MisconfigurationError(
+      str("Trainer got ", flag, "=", given, ", expected ", expected, ".", hint));
 }
 
 void at_least(const char* flag, int64_t value, int64_t least, const char* expected) {
@@ -263,8 +264,8 @@ Settings check_flags(const TrainerOptions& options) {
   settings.gradient_clip_algorithm = options.gradient_clip_algorithm();
   const auto& algorithm = settings.gradient_clip_algorithm;
   if (algorithm && *algorithm != "norm" && *algorithm != "value") {
-    refuse("gradient_clip_algorithm", '"' + *algorithm + '"',
-           "\"norm\" or \"value\"" + did_you_mean(*algorithm, {"norm", "value"}));
+    refuse("gradient_clip_algorithm", '"' + *algorithm + '"', "\"norm\" or \"value\"",
+           did_you_mean(*algorithm, {"norm", "value"}));
   }
   if (options.deterministic() && std::holds_alternative<std::string>(*options.deterministic()) &&
       std::get<std::string>(*options.deterministic()) != "warn") {
@@ -282,9 +283,9 @@ Settings check_flags(const TrainerOptions& options) {
   const std::vector<std::string> sync_modes{"default", "warn", "error"};
   if (std::find(sync_modes.begin(), sync_modes.end(), settings.sync_debug_mode) ==
       sync_modes.end()) {
-    refuse(
-        "sync_debug_mode", '"' + settings.sync_debug_mode + '"',
-        "\"default\", \"warn\" or \"error\"" + did_you_mean(settings.sync_debug_mode, sync_modes));
+    refuse("sync_debug_mode", '"' + settings.sync_debug_mode + '"',
+           "\"default\", \"warn\" or \"error\"",
+           did_you_mean(settings.sync_debug_mode, sync_modes));
   }
   settings.barebones = options.barebones();
   settings.autolog_hparams = options.enable_autolog_hparams();

@@ -5,9 +5,11 @@
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/distributed/c10d/debug.h>
 #include <torch/nn/module.h>
+#include <torch/optim/optimizer.h>
 
 #include <limits>
 #include <optional>
+#include <torch/csrc/distributed/c10d/logger.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 #include <unordered_set>
 #include <utility>
@@ -79,13 +81,17 @@ class DDPStrategy : public ParallelStrategy {
   }
 
   void setup(torch::nn::Module& module, const ConfigureOptimizers& configure_optimizers) override {
-    reducer_.reset();
+    drop_reducer();
     ParallelStrategy::setup(module, nullptr);
     verify_same_module(module);
     broadcast_module(module);
     if (!configure_optimizers) return;
-    if (world() != nullptr) make_reducer(module);
-    configure_optimizers();
+    if (world() == nullptr) {
+      configure_optimizers();
+      return;
+    }
+    make_reducer(module);
+    for (const auto* optimizer : configure_optimizers()) check_optimizer(*optimizer, module);
   }
 
   // The forward half of what torch's wrapper does around a training step.
@@ -125,7 +131,7 @@ class DDPStrategy : public ParallelStrategy {
 
   void teardown(torch::nn::Module* module,
                 const std::vector<torch::optim::Optimizer*>& optimizers) override {
-    reducer_.reset();
+    drop_reducer();
     buffers_.clear();
     ParallelStrategy::teardown(module, optimizers);
   }
@@ -170,18 +176,44 @@ class DDPStrategy : public ParallelStrategy {
     // Under this level the reducer's errors name parameters; it is read when one is made.
     const auto level = c10d::debug_level();
     if (level == c10d::DebugLevel::Off) c10d::setDebugLevel(c10d::DebugLevel::Info);
-    reducer_ = std::make_unique<c10d::Reducer>(
+    reducer_ = std::make_shared<c10d::Reducer>(
         parameters_, std::move(buckets), world()->group(), sparse, cap,
         options_.find_unused_parameters(), options_.gradient_as_bucket_view(), names_,
         std::min<int64_t>(c10d::kDefaultFirstBucketBytes, cap),
         /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
         std::vector<int64_t>{});
     c10d::setDebugLevel(level);
+    // It counts on one where the unused parameters are others than in the step before.
+    logger_ = std::make_shared<c10d::Logger>(reducer_);
+    reducer_->set_logger(logger_);
     if (options_.static_graph()) reducer_->set_static_graph();
     if (options_.ddp_comm_hook() == "fp16_compress") {
       reducer_->register_builtin_comm_hook(c10d::BuiltinCommHookType::FP16_COMPRESS);
     } else if (options_.ddp_comm_hook() == "bf16_compress") {
       reducer_->register_comm_hook(std::make_unique<BF16Compression>(world()->group()));
+    }
+  }
+
+  void drop_reducer() {
+    logger_.reset();
+    reducer_.reset();
+  }
+
+  static void check_optimizer(const torch::optim::Optimizer& optimizer,
+                              const torch::nn::Module& module) {
+    std::unordered_set<const void*> own;
+    for (const auto& parameter : module.parameters()) own.insert(parameter.unsafeGetTensorImpl());
+    int64_t number = 0;
+    for (const auto& group : optimizer.param_groups()) {
+      for (const auto& parameter : group.params()) {
+        if (own.count(parameter.unsafeGetTensorImpl()) == 0) {
+          throw MisconfigurationError(
+              str("The optimizer's parameter ", number, " of shape ", parameter.sizes(),
+                  " is not one of this model, so the strategy ddp does not average its gradient. "
+                  "Give the optimizer parameters() of the module that is trained."));
+        }
+        ++number;
+      }
     }
   }
 
@@ -213,7 +245,8 @@ class DDPStrategy : public ParallelStrategy {
   std::vector<at::Tensor> parameters_;
   std::unordered_map<size_t, std::string> names_;
   std::vector<at::Tensor> buffers_;
-  std::unique_ptr<c10d::Reducer> reducer_;
+  std::shared_ptr<c10d::Reducer> reducer_;
+  std::shared_ptr<c10d::Logger> logger_;
   bool synchronizes_ = true;
   bool buffers_are_behind_ = true;
   bool static_graph_begun_ = false;

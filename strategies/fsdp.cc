@@ -16,6 +16,7 @@
 #include "lightning/checkpoint/checkpoint_search.h"
 #include "lightning/distributed/side_channel.h"
 #include "lightning/errors.h"
+#include "lightning/log.h"
 #include "lightning/param/activation_checkpoint.h"
 #include "lightning/param/deferred_init.h"
 #include "lightning/param/unit_plan.h"
@@ -233,6 +234,11 @@ class FSDPStrategy : public ParallelStrategy {
     forget_module();
     convert(module);
     const auto plan = plan_units(module, options_.auto_wrap_policy());
+    if (plan.size() < 2 && !options_.auto_wrap_policy().empty()) {
+      warn(str("auto_wrap_policy names ", join(options_.auto_wrap_policy()),
+               ", modules without parameters of their own, so the whole model is gathered at once. "
+               "Name the types of its blocks, or none for those that repeat."));
+    }
     verify_same_module(module);
 
     ShardKeeperOptions options;

@@ -23,7 +23,9 @@
 // their gradients reduced, in 16 bits. Parameters of one dim and buffers stay in float32. A step of
 // 16-mixed whose gradients are not finite on one rank is left out on all.
 //
-// Outside of steps a parameter's elements cannot be read: whole_parameters() opens them.
+// Outside of steps a parameter's elements cannot be read: whole_parameters() opens them. Gradients
+// are in the slices of the optimizer's param_groups(), and grad() of the model's own parameters is
+// undefined. Buffers that a step changes are each rank's own (running statistics: sync_batchnorm).
 // Source: Lightning 2.6, `FSDPStrategy`.
 #pragma once
 

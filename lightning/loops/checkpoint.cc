@@ -149,11 +149,17 @@ void restore_training_state(Run& run, FitLoop& fit_loop, const State& checkpoint
   }
   const auto* optimizers = checkpoint.find("optimizer_states");
   const auto* schedulers = checkpoint.find("lr_schedulers");
-  if (optimizers == nullptr || schedulers == nullptr) {
+  if (optimizers == nullptr) {
     throw CheckpointError(
         "The checkpoint holds the model only, without the state of its optimizers, so fit cannot "
         "resume from it. It was saved with save_weights_only=true; give a full checkpoint, or load "
         "the weights and start a new run.");
+  }
+  if (schedulers == nullptr) {
+    throw CheckpointError(
+        "The checkpoint holds the model and the state of its optimizers, but not how far the run "
+        "was, so fit cannot resume from it. Of a sharded checkpoint that is in the file meta.pt, "
+        "which is missing: copy it too, or load the weights and start a new run.");
   }
   const auto pairs = [](size_t saved, size_t now, const char* what) {
     if (saved != now) {

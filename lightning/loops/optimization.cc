@@ -25,17 +25,9 @@ namespace lightning {
 namespace {
 
 StepOutput call_training_step(Run& run, const Batch& batch, int64_t batch_idx) {
-  auto output = run.call_module(Hook::training_step, [&](LightningModule& m) {
+  return run.call_module(Hook::training_step, [&](LightningModule& m) {
     return enter_method(*run.strategy_, [&] { return m.training_step(batch, batch_idx); });
   });
-  if (output.skipped() && run.strategy_->world_size() > 1) {
-    throw MisconfigurationError(
-        str("training_step returned no loss for batch ", batch_idx, " on rank ",
-            run.strategy_->global_rank(), " of ", run.strategy_->world_size(),
-            " while the other ranks wait to reduce gradients. Return a scalar on every rank "
-            "(0 * logits.sum() for an empty batch)."));
-  }
-  return output;
 }
 
 // The step with what comes before and after it, as one optimizer step wants it.
@@ -49,6 +41,7 @@ class Closure {
     const at::AutoGradMode with_gradients(true);
     ran_ = true;
     auto output = call_training_step(run_, batch_, batch_idx_);
+    if (output.skipped()) check_may_skip();
     auto loss = checked_loss(output);
     const auto windows = run_.settings.accumulate_grad_batches;
     if (loss.defined() && windows > 1) loss = loss / windows;
@@ -62,6 +55,16 @@ class Closure {
   StepOutput take_output() { return std::move(output_); }
 
  private:
+  void check_may_skip() const {
+    const auto& strategy = *run_.strategy_;
+    if (strategy.world_size() == 1) return;
+    throw MisconfigurationError(
+        str("training_step returned no loss for batch ", batch_idx_, " on rank ",
+            strategy.global_rank(), " of ", strategy.world_size(),
+            " while the other ranks wait to reduce gradients. Return a scalar on every rank "
+            "(0 * logits.sum() for an empty batch)."));
+  }
+
   at::Tensor checked_loss(const StepOutput& output) const {
     const auto& loss = output.loss();
     if (!loss.defined()) {

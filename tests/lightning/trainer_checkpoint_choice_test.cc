@@ -3,10 +3,12 @@
 #include <unistd.h>
 #include <utime.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <filesystem>
 
 #include "callbacks/model_checkpoint.h"
+#include "lightning/checkpoint/torch_file.h"
 #include "lightning/errors.h"
 #include "lightning/files.h"
 #include "lightning/log.h"
@@ -105,6 +107,28 @@ TEST_CASE("weights alone are no last checkpoint to resume from", "[trainer]") {
   std::string lines;
   CHECK(last_of(dir, lines).empty());
   CHECK_THAT(lines, Contains("there is none"));
+}
+
+TEST_CASE("what cannot be resumed from is told by what it lacks", "[trainer]") {
+  const TempDir dir;
+  Trainer first(quiet(dir).max_epochs(1));
+  first.fit(std::make_shared<BoringModule>());
+  first.save_checkpoint(dir.path("whole.ckpt"));
+  const auto without = [&](const std::vector<std::string>& lacking) {
+    auto some = State::dict();
+    const auto whole = read_torch_file(dir.path("whole.ckpt"));
+    for (const auto& [key, value] : whole.as_dict()) {
+      if (std::count(lacking.begin(), lacking.end(), to_string(key)) == 0) some[key] = value;
+    }
+    write_torch_file(some, dir.path("some.ckpt"));
+    Trainer(quiet(dir).max_epochs(2))
+        .fit(std::make_shared<BoringModule>(), RunArguments().ckpt_path(dir.path("some.ckpt")));
+  };
+  CHECK_THROWS_WITH(without({"optimizer_states", "lr_schedulers"}),
+                    Contains("holds the model only") && Contains("save_weights_only=true"));
+  // As a sharded folder without its meta.pt gives it.
+  CHECK_THROWS_WITH(without({"lr_schedulers", "loops", "callbacks"}),
+                    Contains("not how far the run was") && Contains("meta.pt"));
 }
 
 TEST_CASE("hpc is the checkpoint with the highest number, and an error where there is none",

@@ -27,9 +27,9 @@ struct Config {
   int64_t accumulate = 1;
   double clip = 0;
   std::string clip_algorithm = "norm";
-  bool manual = false;
-  bool unused = false;
-  double tolerance = 0;  // beside what four ranks and accumulation cost
+  bool manual = false, gives_loss = true;
+  bool unused = false, by_turns = false;  // every other step uses them
+  double tolerance = 0;                   // beside what four ranks and accumulation cost
 };
 
 std::vector<Config> configs() {
@@ -63,7 +63,13 @@ std::vector<Config> configs() {
       [](Config& c) { c.accumulate = 2; });
   add("unused parameters", Options().find_unused_parameters(true),
       [](Config& c) { c.unused = true; });
+  add("parameters that every other step uses", Options().find_unused_parameters(true),
+      [](Config& c) { c.unused = c.by_turns = true; });
   add("by hand", Options(), [](Config& c) { c.manual = true; });
+  add("by hand, without a loss to return", Options(), [](Config& c) {
+    c.manual = true;
+    c.gives_loss = false;
+  });
   add("bf16_compress", Options().ddp_comm_hook("bf16_compress"),
       [](Config& c) { c.tolerance = 0.02; });
   add("fp16_compress", Options().ddp_comm_hook("fp16_compress"),
@@ -88,6 +94,9 @@ struct Net : LightningModule {
   StepOutput training_step(const Batch& batch, int64_t batch_idx) override {
     auto hidden = torch::relu(first(batch.tensor()));
     auto loss = (last(hidden) - batch.tensor().sum(1, true)).square().mean();
+    if (config.by_turns && batch_idx / window % 2 == 0) {
+      loss = loss + extra(batch.tensor().narrow(1, 0, 4)).square().mean();
+    }
     losses.push_back(loss.detach().to(at::kDouble));
     if (!config.manual) return loss;
     manual_backward(loss / window);
@@ -95,7 +104,7 @@ struct Net : LightningModule {
       optimizers()[0]->step();
       optimizers()[0]->zero_grad();
     }
-    return loss;
+    return config.gives_loss ? StepOutput(loss) : skip;
   }
   Optimizers configure_optimizers() override {
     return torch::optim::SGD(parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
@@ -210,10 +219,14 @@ struct Faulty : LightningModule {
     const bool here = batch_idx == 1 && rank == 1;
     if (here && fault == "skips") return skip;
     auto loss = used(batch.tensor()).mean();
+    if (here && fault == "detached") return loss.detach();
     const bool leaves_out = fault == "leaves out" || (here && fault == "leaves out once");
     return leaves_out ? loss : loss + extra(batch.tensor()).mean();
   }
-  Optimizers configure_optimizers() override { return torch::optim::SGD(parameters(), 0.1); }
+  Optimizers configure_optimizers() override {
+    if (fault != "another model's") return torch::optim::SGD(parameters(), 0.1);
+    return torch::optim::SGD(torch::nn::Linear(8, 3)->parameters(), 0.1);
+  }
 
   std::string fault;
   int64_t rank;
@@ -251,6 +264,8 @@ TEST_CASE("what is wrong on one rank ends all ranks with an error that says so",
       {"frozen",
        "The model of rank 1 has \"extra.weight\" as a parameter [1, 8] of float, rank 0 "},
       {"nothing to train", "a model without a parameter that is trained"},
+      {"detached", "The loss does not depend on a parameter that is trained"},
+      {"another model's", "The optimizer's parameter 0 of shape [3, 8] is not one of this model"},
   }));
   CAPTURE(fault);
   Ranks ranks;
