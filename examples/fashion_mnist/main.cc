@@ -89,6 +89,7 @@ struct ClothesCLI : LightningCLI {
   void after_fit() override {
     if (trainer().fast_dev_run()) return;
     const auto results = trainer().test(model(), datamodule(), RunArguments().ckpt_path("best"));
+    if (!trainer().is_global_zero()) return;
     std::printf("test_accuracy %.4f\n", results.at(0).at("test_accuracy"));
   }
 };
