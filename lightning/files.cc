@@ -88,6 +88,16 @@ std::string expand_path(const std::string& path) {
   return out;
 }
 
+bool path_exists(const std::string& path) {
+  struct stat found {};
+  return ::lstat(path.c_str(), &found) == 0;
+}
+
+bool folder_exists(const std::string& path) {
+  struct stat found {};
+  return ::stat(path.c_str(), &found) == 0 && S_ISDIR(found.st_mode);
+}
+
 void make_directories(const std::string& path) {
   std::error_code error;
   std::filesystem::create_directories(path.empty() ? "." : path, error);

@@ -10,6 +10,11 @@ namespace lightning {
 // "~/x" and "$NAME/x" or "${NAME}/x" as the shell reads them; an unset name stays as it is.
 std::string expand_path(const std::string& path);
 
+// Whether something has this name, be it a link that leads nowhere.
+bool path_exists(const std::string& path);
+// Whether it is a folder, or a link to one.
+bool folder_exists(const std::string& path);
+
 // Creates the folder and those above it, where they are missing.
 void make_directories(const std::string& path);
 

@@ -68,7 +68,8 @@ class Carrier {
 
 void run_pieces(const std::vector<Piece>& pieces, c10::Device device) {
   const bool to_host = device.is_cpu();
-  const auto bytes = static_cast<uint64_t>(pieces.size() * kPieceBytes);
+  uint64_t bytes = 0;
+  for (const auto& piece : pieces) bytes += piece.to.nbytes();
   const int threads = useful_threads(bytes, kMostReaders);
   if (!to_host) SideStream(device).mark_current().synchronize();  // who used the memory before
   std::atomic<size_t> next{0};

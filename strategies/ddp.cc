@@ -207,10 +207,8 @@ class DDPStrategy : public ParallelStrategy {
     for (const auto& group : optimizer.param_groups()) {
       for (const auto& parameter : group.params()) {
         if (own.count(parameter.unsafeGetTensorImpl()) == 0) {
-          throw MisconfigurationError(
-              str("The optimizer's parameter ", number, " of shape ", parameter.sizes(),
-                  " is not one of this model, so the strategy ddp does not average its gradient. "
-                  "Give the optimizer parameters() of the module that is trained."));
+          refuse_foreign_parameter(number, parameter,
+                                   "the strategy ddp does not average its gradient");
         }
         ++number;
       }

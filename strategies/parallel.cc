@@ -164,4 +164,12 @@ void ParallelStrategy::broadcast_tensors(const std::vector<at::Tensor>& tensors)
   c10d::broadcast_coalesced(world_->group(), tensors, kBroadcastBytes, 0);
 }
 
+void refuse_foreign_parameter(int64_t number, const at::Tensor& parameter,
+                              const std::string& consequence) {
+  throw MisconfigurationError(
+      str("The optimizer's parameter ", number, " of shape ", parameter.sizes(),
+          " is not one of this model, so ", consequence,
+          ". Give the optimizer parameters() of the module that is trained."));
+}
+
 }  // namespace lightning

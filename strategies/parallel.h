@@ -69,4 +69,10 @@ class ParallelStrategy : public Strategy {
   World* world_ = nullptr;
 };
 
+// The error for a parameter of an optimizer that is none of the model's.
+//   number        of the parameter, through all groups
+//   consequence   completes "is not one of this model, so ..."
+[[noreturn]] void refuse_foreign_parameter(int64_t number, const at::Tensor& parameter,
+                                           const std::string& consequence);
+
 }  // namespace lightning

@@ -11,6 +11,7 @@
 #include "lightning/errors.h"
 #include "lightning/optim/optimizer_state.h"
 #include "strategies/bulk_copy.h"
+#include "strategies/parallel.h"
 
 namespace lightning {
 namespace {
@@ -222,10 +223,8 @@ void give_slices(torch::optim::Optimizer& optimizer, ShardKeeper& shards) {
     for (const auto& param : group.params()) {
       const auto* shard = shards.find(param);
       if (shard == nullptr) {
-        throw MisconfigurationError(
-            str("The optimizer's parameter ", number, " of shape ", param.sizes(),
-                " is not one of this model, so the strategy fsdp does not know where its parts "
-                "are. Give the optimizer parameters() of the module that is trained."));
+        refuse_foreign_parameter(number, param,
+                                 "the strategy fsdp does not know where its parts are");
       }
       complete = complete && shard->slice.is_same(param);
       ++number;

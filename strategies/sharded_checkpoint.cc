@@ -32,8 +32,6 @@ namespace {
 using Item = DcpMetadata::Item;
 using DcpKey = std::variant<int64_t, std::string>;
 
-constexpr const char* kValues = "meta.pt";
-
 // ---- Items on their way to rank 0 ---------------------------------------------------------------
 
 State list_of(const std::vector<int64_t>& numbers) {
@@ -251,7 +249,7 @@ class ShardedSave {
   }
 
   void complete() {
-    write_torch_file(values_, made_ + "/" + kValues);
+    write_torch_file(values_, made_ + "/" + kFolderValues);
     write_dcp_metadata(items_, made_);
     put_in_place(made_, path_);
   }

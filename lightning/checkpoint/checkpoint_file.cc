@@ -26,7 +26,6 @@ namespace lightning {
 namespace {
 
 constexpr const char* kFolderMetadata = ".metadata";
-constexpr const char* kFolderValues = "meta.pt";
 
 [[noreturn]] void refuse(const std::string& path, const std::string& reason) {
   throw CheckpointError(str("Cannot load the checkpoint ", path, ": ", reason));

@@ -26,6 +26,9 @@ CheckpointFormat detect_format(const std::string& path);
 //   verify   compares every CRC, where the format has them
 State read_checkpoint_file(const std::string& path, bool verify = true);
 
+// What a sharded folder has beside the files of its ranks.
+inline constexpr const char* kFolderValues = "meta.pt";
+
 // Puts the values of a sharded folder's meta.pt, where there is one, beside what its ranks wrote.
 // Errors: as read_torch_file(); CheckpointError where they are no dict.
 void add_folder_values(State& state, const std::string& folder, bool verify = true);

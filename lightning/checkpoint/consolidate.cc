@@ -1,7 +1,5 @@
 #include "lightning/checkpoint/consolidate.h"
 
-#include <sys/stat.h>
-
 #include <utility>
 
 #include "lightning/checkpoint/checkpoint_file.h"
@@ -10,21 +8,12 @@
 #include "lightning/checkpoint/scalar_type.h"
 #include "lightning/checkpoint/torch_file.h"
 #include "lightning/errors.h"
+#include "lightning/files.h"
 
 namespace lightning {
 namespace {
 
 using Item = DcpMetadata::Item;
-
-bool exists(const std::string& path) {
-  struct stat found {};
-  return ::lstat(path.c_str(), &found) == 0;
-}
-
-bool is_folder(const std::string& path) {
-  struct stat found {};
-  return ::stat(path.c_str(), &found) == 0 && S_ISDIR(found.st_mode);
-}
 
 void check(const std::string& folder, const std::string& file, bool overwrite) {
   if (detect_format(folder) != CheckpointFormat::kSharded) {
@@ -32,11 +21,11 @@ void check(const std::string& folder, const std::string& file, bool overwrite) {
                               ": it is one file already. Give a folder that "
                               "torch.distributed.checkpoint or a sharded run wrote."));
   }
-  if (is_folder(file)) {
+  if (folder_exists(file)) {
     throw CheckpointError(
         str("The output ", file, " is a folder, which a file does not replace. Give a file."));
   }
-  if (exists(file) && !overwrite) {
+  if (path_exists(file) && !overwrite) {
     throw CheckpointError(str("The output ", file,
                               " exists. Move it away, give another file, or allow to overwrite "
                               "it."));

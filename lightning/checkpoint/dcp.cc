@@ -487,6 +487,16 @@ void remove_leftovers(const std::string& folder, const DcpMetadata& metadata) {
   for (const auto& path : leftovers) ::unlink(path.c_str());
 }
 
+// What goes wrong in `work` is said of the folder's item.
+template <class Work>
+auto about_item(const std::string& folder, const std::string& fqn, const Work& work) {
+  try {
+    return work();
+  } catch (const CheckpointError& error) {
+    refuse(folder, "\"", fqn, "\": ", error.what());
+  }
+}
+
 DcpMetadata read_metadata(const std::string& folder) {
   struct stat found {};
   const std::string path = folder + kMetadataName;
@@ -604,18 +614,20 @@ void DcpReader::verify(const std::vector<Box>& boxes) const {
         continue;  // said better by who reads it
       }
       const auto& zip = zips.back().zip;
+      if (!zip.has_crcs()) {
+        zips.pop_back();
+        continue;
+      }
       for (const auto& record : zip.records()) records.push_back({&zip, &record});
     }
   }
   const auto crcs = crcs_of(records);
   auto crc = crcs.begin();
   for (const auto& [item, place, zip] : zips) {
-    try {
+    about_item(folder_, item->fqn, [&, &zip = zip] {
       for (const auto& record : zip.records()) zip.compare(record, *crc++);
       zip.file()->check();
-    } catch (const CheckpointError& error) {
-      refuse(folder_, "\"", item->fqn, "\": ", error.what());
-    }
+    });
     set_verified(*place);
   }
 }
@@ -640,13 +652,11 @@ void DcpReader::fill_box(const DcpMetadata::Item& item, const std::vector<int64_
 }
 
 State DcpReader::read_item(const DcpMetadata::Item& item, bool whole) const {
-  try {
+  return about_item(folder_, item.fqn, [&]() -> State {
     if (!item.is_tensor) return read_torch_archive(open(item.place));
     if (whole) return read_box(item, Sizes(item.sizes.size(), 0), item.sizes);
     return part_of(item, Sizes(item.sizes.size(), 0), item.sizes);
-  } catch (const CheckpointError& error) {
-    refuse(folder_, "\"", item.fqn, "\": ", error.what());
-  }
+  });
 }
 
 void DcpReader::check_box(const Item& found, const Sizes& offsets, const Sizes& sizes) const {
@@ -695,22 +705,14 @@ TensorState DcpReader::read_part(const std::string& fqn, const Sizes& offsets,
                                  const Sizes& sizes) const {
   const auto& found = item(fqn);
   check_box(found, offsets, sizes);
-  try {
-    return part_of(found, offsets, sizes);
-  } catch (const CheckpointError& error) {
-    refuse(folder_, "\"", fqn, "\": ", error.what());
-  }
+  return about_item(folder_, fqn, [&] { return part_of(found, offsets, sizes); });
 }
 
 at::Tensor DcpReader::read(const std::string& fqn, const std::vector<int64_t>& offsets,
                            const std::vector<int64_t>& sizes) const {
   const auto& found = item(fqn);
   check_box(found, offsets, sizes);
-  try {
-    return read_box(found, offsets, sizes);
-  } catch (const CheckpointError& error) {
-    refuse(folder_, "\"", fqn, "\": ", error.what());
-  }
+  return about_item(folder_, fqn, [&] { return read_box(found, offsets, sizes); });
 }
 
 at::Tensor DcpReader::read(const std::string& fqn) const {
@@ -731,16 +733,14 @@ void DcpReader::read_bytes(const std::string& fqn, uint64_t offset, uint64_t byt
     refuse(folder_, "bytes ", offset, " to ", offset + bytes, " are no elements of \"", fqn,
            "\" of shape ", at::IntArrayRef(found.sizes), ".");
   }
-  try {
+  about_item(folder_, fqn, [&] {
     auto* next = static_cast<char*>(to);
     for_each_box(found.sizes, begin, end, [&](const Sizes& offsets, const Sizes& sizes) {
       const auto box = at::from_blob(next, sizes, dtype);
       fill_box(found, offsets, box);
       next += box.nbytes();
     });
-  } catch (const CheckpointError& error) {
-    refuse(folder_, "\"", fqn, "\": ", error.what());
-  }
+  });
 }
 
 State DcpReader::read_value(const std::string& fqn) const { return read_item(item(fqn), true); }

@@ -109,17 +109,12 @@ void copy_folder(const std::string& from, const std::string& to) {
   copy_file(from + "/.metadata", to + "/.metadata");
 }
 
-bool exists(const std::string& path) {
-  struct stat found {};
-  return ::lstat(path.c_str(), &found) == 0;
-}
-
 // Puts what lies at `from` in the place of `place`. Renaming replaces no folder, and nothing but an
 // empty folder by a folder: what is there is moved aside first and removed when the new one is in
 // its place.
 void replace(const std::string& from, const std::string& place, const std::string& target) {
   std::string aside;
-  if (is_folder(place) || (is_folder(from) && exists(place))) {
+  if (is_folder(place) || (is_folder(from) && path_exists(place))) {
     aside = beside(place);
     if (::rename(place.c_str(), aside.c_str()) != 0) {
       fail(place, target, str(std::strerror(errno), ", while what is there was moved aside."));

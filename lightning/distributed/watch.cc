@@ -70,7 +70,7 @@ enum class Message : uint8_t {
   kMeetAt      // matter, place; to all
 };
 
-constexpr size_t kMatters = 3;
+constexpr auto kMatters = static_cast<size_t>(Matter::kValidation) + 1;
 // Places of a run are numbered from a multiple of this, so that later runs have higher numbers.
 constexpr int64_t kPlacesOfRun = int64_t{1} << 40;
 

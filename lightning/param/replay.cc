@@ -42,7 +42,7 @@ class Recorder : public OperatorWatch {
     nodes_ = at::sequence_number::peek();
   }
   void saved(SavedOfRegion& saved, const at::Tensor& tensor) {
-    if (at::sequence_number::peek() != nodes_) early_.emplace_back(&saved, tensor);
+    if (at::sequence_number::peek() != nodes_) early_.emplace_back(&saved, held(tensor));
   }
   void gone(const SavedOfRegion& saved) {
     const auto is_it = [&](const auto& each) { return each.first == &saved; };
@@ -82,7 +82,7 @@ class SavedOfRegion : public torch::autograd::SavedVariableHooks {
     }
     ++count_dropped;
     region_->want(value_, tensor);
-    recorder().saved(*this, held(tensor));
+    recorder().saved(*this, tensor);
   }
   at::Tensor call_unpack_hook() override {
     auto tensor = value_ == kNone ? kept_ : region_->get(value_);

@@ -21,6 +21,7 @@
 #include "lightning/checkpoint/torch_file.h"
 #include "lightning/errors.h"
 #include "lightning/escaped.h"
+#include "lightning/files.h"
 #include "lightning/version.h"
 #include "tools/lightning/checkpoint_view.h"
 #include "tools/lightning/shown_text.h"
@@ -34,16 +35,6 @@ constexpr const char* kForResuming[] = {"callbacks",      "optimizer_states", "l
 
 bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
-bool is_folder(const std::string& path) {
-  struct stat found {};
-  return ::stat(path.c_str(), &found) == 0 && S_ISDIR(found.st_mode);
-}
-
-bool exists(const std::string& path) {
-  struct stat found {};
-  return ::lstat(path.c_str(), &found) == 0;
 }
 
 bool same_place(const std::string& a, const std::string& b) {
@@ -67,7 +58,7 @@ std::string format_of(const std::string& path, const std::string& asked) {
     if (ends_with(path, end)) return format;
   }
   const auto name = path.substr(path.rfind('/') + 1);
-  if (is_folder(path) || name.find('.') == std::string::npos) return "dcp";
+  if (folder_exists(path) || name.find('.') == std::string::npos) return "dcp";
   throw MisconfigurationError(
       str("The name ", path,
           " does not tell the format: expected .ckpt, .pt, .pth, .safetensors or a folder. Name it "
@@ -396,7 +387,7 @@ void check_output(const std::string& from, const std::string& to, const ConvertO
   if (same_place(from, to)) {
     throw CheckpointError(str("The output ", to, " is the input. Give another name."));
   }
-  if (!exists(to)) return;
+  if (!path_exists(to)) return;
   if (!options.force) {
     throw CheckpointError(str("The output ", to, " exists. Give another name, or --force."));
   }
@@ -422,7 +413,7 @@ void convert_checkpoint(const std::string& from, const std::string& to,
   }
   State state = trainer_checkpoint(read_checkpoint_file(from), input, from, options);
   const State weights = weights_of(state, from);
-  const bool replaces_folder = options.force && format != "dcp" && is_folder(to);
+  const bool replaces_folder = options.force && format != "dcp" && folder_exists(to);
   if (replaces_folder) {
     throw CheckpointError(str("The output ", to,
                               " is a folder, which a file does not replace. "
