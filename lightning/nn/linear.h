@@ -19,7 +19,7 @@ namespace lightning::nn {
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias = {});
 
 // torch::nn::Linear, with its options, names of parameters and initialisation; see linear() for
-// what differs. torch::nn::Linear adds its bias in a pass of its own, 11 % of a GPT-2 step.
+// what differs.
 class LinearImpl : public torch::nn::LinearImpl {
  public:
   LinearImpl(int64_t in_features, int64_t out_features)
