@@ -5,11 +5,12 @@
 //   if (cuda::gemm({matrix, weight.t(), rows, bias})) return;  // else at::addmm_out(rows, ...)
 //
 // Which algorithm: cuBLASLt proposes up to 24 for a problem (sizes, strides, dtypes, alignment
-// and what is fused), its guess of the best first. kMeasured times them on the operands the first
-// time that a problem is met, which waits for the device, and keeps the fastest for the process.
-// Two algorithms may sum in different orders, so two runs, or two ranks, may differ in last bits.
-// kHeuristic always takes the first, and so does kMeasured under deterministic algorithms
-// (at::Context) and, for a problem not met before, while a graph is recorded.
+// and what is fused), its guess of the best first. kMeasured times them, and on Hopper tiles that
+// it seldom proposes, on the operands the first time that a problem is met, which waits for the
+// device up to a second or two, and keeps the fastest for the process. Two algorithms may sum in
+// different orders, so two runs, or two ranks, may differ in last bits. kHeuristic always takes the
+// first, and so does kMeasured under deterministic algorithms (at::Context) and, for a problem not
+// met before, while a graph is recorded.
 //
 // Results depend on the operands and the algorithm alone: sums over k are float32, also where an
 // algorithm splits them. Any thread, on the current stream.
@@ -58,9 +59,10 @@ bool can_use(const Gemm& problem);
 // at::RecordFunction sees it as lightning::gemm(a, b). Errors: c10::Error with cuBLASLt's words.
 bool gemm(const Gemm& problem);
 
-// Milliseconds of each algorithm that cuBLASLt proposes, in its order; infinity for one that fails
-// or is far from the fastest. Empty where gemm() would not run. Overwrites `out`, unless the
-// problem accumulates, and `aux`; waits for the device. Not while a graph is recorded.
+// Milliseconds of each algorithm that kMeasured tries, cuBLASLt's proposals first and in its order;
+// infinity for one that fails or is far from the fastest. Empty where gemm() would not run.
+// Overwrites `out`, unless the problem accumulates, and `aux`; waits for the device. Not while a
+// graph is recorded.
 std::vector<float> gemm_times(const Gemm& problem);
 
 // Which of these times kMeasured takes: the smallest, but the first unless it is beaten clearly, so
