@@ -1,4 +1,8 @@
-"""Finds CUDA's compiler for cuda.bzl: @cuda//:defs.bzl has NVCC, "" where there is none."""
+"""Finds CUDA's compiler for cuda.bzl: @cuda//:defs.bzl has NVCC, "" where there is none.
+
+Beside it CUDA_FLAGS, and CUTLASS_FLAGS for what is made of CUTLASS, "" where its headers, PyPI's
+nvidia-cutlass, are not beside torch.
+"""
 
 # Ampere and its successors up to Hopper, PTX for those after, and what is Hopper's own. Hopper code
 # is built for what it is: without the `a` its matrix and copy instructions are not there.
@@ -9,6 +13,12 @@ _ARCHITECTURES = [
 ]
 
 _FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-Wall,-Wextra", "-DNDEBUG"]
+
+# CUTLASS speaks of Hopper's own instructions only; its headers are not ours to warn of.
+_CUTLASS_FLAGS = [
+    "-gencode=arch=compute_90a,code=sm_90a",
+    "--expt-relaxed-constexpr",
+]
 
 # The release of CUDA that LibTorch is built for; objects of another do not link with its runtime.
 _RELEASE = "release 13."
@@ -33,8 +43,16 @@ def _cuda_impl(rctx):
             nvcc = str(candidate)
             break
     flags = _FLAGS + ["-gencode=" + one for one in _ARCHITECTURES]
+    cutlass = torch_lib_dir + "/../../cutlass_library/source/include"
+    cutlass_flags = []
+    if rctx.path(cutlass + "/cutlass/cutlass.h").exists:
+        cutlass_flags = _FLAGS + _CUTLASS_FLAGS + ["-isystem", cutlass]
     rctx.file("BUILD.bazel", "")
-    rctx.file("defs.bzl", "NVCC = \"{}\"\nCUDA_FLAGS = \"{}\"\n".format(nvcc, " ".join(flags)))
+    rctx.file("defs.bzl", "NVCC = \"{}\"\nCUDA_FLAGS = \"{}\"\nCUTLASS_FLAGS = \"{}\"\n".format(
+        nvcc,
+        " ".join(flags),
+        " ".join(cutlass_flags),
+    ))
     if not nvcc:
         # Told once at the start of a build; everything else is built.
         print("No nvcc of CUDA 13 was found: the CUDA kernels are left out.")  # buildifier: disable=print

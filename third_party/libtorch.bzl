@@ -3,13 +3,16 @@
 The interpreter is .venv/bin/python of this repository (`make setup` makes it), else $TORCH_PYTHON,
 else python3. Only headers are linked into the repository; libraries are found by -L and rpath,
 which spares Bazel the hashing of a gigabyte. On another machine with the same torch,
-LD_LIBRARY_PATH=<torch>/lib goes before that rpath (and the lib folders of nvidia/cu13 and
-nvidia/nccl beside it, for a program that calls CUDA's runtime, cuBLASLt or NCCL itself).
+LD_LIBRARY_PATH=<torch>/lib goes before that rpath (and the lib folders of nvidia/cu13, nvidia/cudnn
+and nvidia/nccl beside it, for a program that calls CUDA's runtime, cuBLASLt, cuDNN or NCCL itself).
 
 Targets and files:
   @libtorch             cc_library: headers as system includes, so that our warnings are ours alone
+  @libtorch//:cudnn     cc_library: the cuDNN that LibTorch loads, with its C++ frontend; empty where
+                        TORCH_CUDNN is False
   @libtorch//:defs.bzl  TORCH_PYTHON (absolute path of the interpreter), TORCH_LIB_DIR,
-                        TORCH_VERSION and TORCH_CUDA (is this a build with CUDA?)
+                        TORCH_VERSION, TORCH_CUDA (is this a build with CUDA?) and TORCH_CUDNN (are
+                        the headers of cuDNN and of its frontend there?)
 """
 
 # torch/include also holds the headers of a protobuf that is not Debian's, which no torch header
@@ -35,6 +38,15 @@ cc_library(
     linkopts = {linkopts},
     visibility = ["//visibility:public"],
 )
+
+cc_library(
+    name = "cudnn",
+    hdrs = glob(["cudnn/**"], allow_empty = True),
+    includes = ["cudnn/include"],
+    linkopts = {cudnn_linkopts},
+    visibility = ["//visibility:public"],
+    deps = [":libtorch"],
+)
 """
 
 _DEFS = """\
@@ -42,6 +54,7 @@ TORCH_PYTHON = "{python}"
 TORCH_LIB_DIR = "{lib_dir}"
 TORCH_VERSION = "{version}"
 TORCH_CUDA = {cuda}
+TORCH_CUDNN = {cudnn}
 """
 
 def _python(rctx):
@@ -51,6 +64,14 @@ def _python(rctx):
     if rctx.os.environ.get("TORCH_PYTHON"):
         return rctx.os.environ["TORCH_PYTHON"]
     return str(rctx.which("python3") or "python3")
+
+def _link_libraries(lib_dir, names):
+    """The linkopts of a folder's libraries whose names begin so."""
+    linkopts = ["-L%s" % lib_dir, "-Wl,-rpath,%s" % lib_dir]
+    for file in lib_dir.readdir():
+        if any([file.basename.startswith(one) for one in names]):
+            linkopts.append("-l:" + file.basename)  # pip's packages have no unversioned name
+    return linkopts
 
 def _link_cuda(rctx, nvidia):
     """Links the CUDA and NCCL headers that torch's own headers include.
@@ -71,13 +92,21 @@ def _link_cuda(rctx, nvidia):
                 continue
             rctx.symlink(include, name)
             folders.append(name)
-            lib_dir = package.get_child("lib")
-            linkopts += ["-L%s" % lib_dir, "-Wl,-rpath,%s" % lib_dir]
-            for file in lib_dir.readdir():
-                if any([file.basename.startswith(one) for one in libraries]):
-                    linkopts.append("-l:" + file.basename)  # pip's packages have no unversioned name
+            linkopts += _link_libraries(package.get_child("lib"), libraries)
             break
     return folders, linkopts
+
+def _link_cudnn(rctx, packages):
+    """Links the headers of cuDNN and of its frontend; returns linkopts, empty where one is missing."""
+    cudnn = packages.get_child("nvidia").get_child("cudnn")
+    frontend = packages.get_child("include")
+    if not cudnn.get_child("include").exists or not frontend.get_child("cudnn_frontend.h").exists:
+        return []
+    for folder in [cudnn.get_child("include"), frontend]:
+        for child in folder.readdir():
+            if child.basename.startswith("cudnn"):
+                rctx.symlink(child, "cudnn/include/" + child.basename)  # they name that folder
+    return _link_libraries(cudnn.get_child("lib"), ["libcudnn.so."])
 
 def _libtorch_impl(rctx):
     python = _python(rctx)
@@ -99,10 +128,12 @@ def _libtorch_impl(rctx):
     includes = ["include", "include/torch/csrc/api/include"]
     defines = ["USE_C10D_GLOO"]
     cuda_linkopts = []
+    cudnn_linkopts = []
     if cuda:
         libs += ["torch_cuda", "c10_cuda"]
-        nvidia = rctx.path(torch).dirname.get_child("nvidia")
-        folders, cuda_linkopts = _link_cuda(rctx, nvidia)
+        packages = rctx.path(torch).dirname
+        folders, cuda_linkopts = _link_cuda(rctx, packages.get_child("nvidia"))
+        cudnn_linkopts = _link_cudnn(rctx, packages)
         includes += folders
         if "nccl" in folders:
             defines.append("USE_C10D_NCCL")
@@ -116,12 +147,14 @@ def _libtorch_impl(rctx):
     linkopts += ["-Wl,--pop-state"] + cuda_linkopts + ["-Wl,--allow-shlib-undefined", "-lpthread", "-ldl"]
 
     rctx.file("BUILD.bazel", _BUILD.format(
+        cudnn_linkopts = repr(cudnn_linkopts),
         defines = repr(defines),
         includes = repr(includes),
         linkopts = repr(linkopts),
     ))
     rctx.file("defs.bzl", _DEFS.format(
         cuda = cuda,
+        cudnn = len(cudnn_linkopts) > 0,
         lib_dir = lib_dir,
         python = python,
         version = version,

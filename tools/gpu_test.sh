@@ -106,7 +106,8 @@ fi
 export LIGHTNING_PYTHON=$python OMP_NUM_THREADS=1
 # Programs built elsewhere look for LibTorch where it was there.
 if ldd "${programs[0]}" 2>/dev/null | grep -q 'not found'; then
-  export LD_LIBRARY_PATH=$torch_lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  libraries=$(printf ":%s" "$torch_lib"/../../nvidia/*/lib)
+  export LD_LIBRARY_PATH=$torch_lib$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 fi
 
 work=$(mktemp -d)

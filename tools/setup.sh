@@ -33,14 +33,16 @@ install_packages() {
 }
 
 # Installs a requirements file into .venv, once: a copy beside the packages shows that it was done.
+# What follows the file are options for pip.
 install_python() {
   local requirements=$1 stamp=.venv/$(basename "$1")
+  shift
   if cmp -s "$requirements" "$stamp"; then
     return
   fi
   echo "setup: installing $(grep -v '^#' "$requirements" | paste -sd ' ') into .venv"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
-    --requirement "$requirements"
+    --requirement "$requirements" "$@"
   cp "$requirements" "$stamp"
 }
 
@@ -50,11 +52,14 @@ ensure_libtorch() {
     rm -rf .venv
     /usr/bin/python3 -m venv .venv
   fi
-  if ! cmp -s third_party/requirements.txt .venv/requirements.txt; then
-    install_python third_party/requirements.txt
-    # A running Bazel looks for LibTorch again when it next starts.
-    bazel shutdown >/dev/null 2>&1 || true
+  if cmp -s third_party/requirements.txt .venv/requirements.txt &&
+    cmp -s third_party/requirements-headers.txt .venv/requirements-headers.txt; then
+    return
   fi
+  install_python third_party/requirements.txt
+  install_python third_party/requirements-headers.txt --no-deps
+  # A running Bazel looks for LibTorch and the headers again when it next starts.
+  bazel shutdown >/dev/null 2>&1 || true
 }
 
 case ${1:-build} in

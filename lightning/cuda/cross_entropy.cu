@@ -5,12 +5,9 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "lightning/cuda/class_of.cuh"
 #include "lightning/cuda/cross_entropy.h"
 #include "lightning/cuda/elements.cuh"
-
-// What assert() calls, which NDEBUG hides.
-extern "C" __host__ __device__ void __assert_fail(const char* assertion, const char* file,
-                                                  unsigned line, const char* function) noexcept;
 
 namespace lightning::cuda {
 namespace {
@@ -21,6 +18,7 @@ constexpr int kWarp = 32;
 constexpr int kMostThreads = 512;
 constexpr int kVectorBytes = 16;
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
+constexpr int64_t kFewBlocks = 528;  // of what mostly ends at once
 
 template <class T>
 using Vector = Pack<T, kPerLoad<T>>;
@@ -199,14 +197,6 @@ __device__ inline void write_zeros(T* row, int classes) {
   for_scalars(split, classes, [&](int i) { row[i] = from_float<T>(0.0f); });
 }
 
-__device__ inline int checked(int64_t target, int classes) {
-  if (target < 0 || target >= classes) {
-    __assert_fail("a target is a class, from 0 to the number of logits, or ignore_index", __FILE__,
-                  __LINE__, "cross_entropy");
-  }
-  return static_cast<int>(target);
-}
-
 // A block takes whole rows. `kept` vectors of a row stay in shared memory between the two passes;
 // each thread reads and writes the same elements in both, so no thread waits for another's copy
 // and the gradient may lie over the logits.
@@ -218,6 +208,7 @@ __global__ void __launch_bounds__(kMostThreads, 2)
   auto* kept_vectors = reinterpret_cast<Vector<T>*>(memory);
   const CrossEntropyRows& rows = arguments.rows;
   const int classes = static_cast<int>(rows.classes);
+  if (arguments.only_if != nullptr && *arguments.only_if == 0) return;
 
   for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
     const int64_t target_index = rows.targets[row];
@@ -230,7 +221,7 @@ __global__ void __launch_bounds__(kMostThreads, 2)
       if (gradient != nullptr) write_zeros(gradient, classes);
       continue;
     }
-    const int target = checked(target_index, classes);
+    const int target = class_of(target_index, classes);
     // The gradient may lie over the logits: it is written after the barriers of the merge.
     const float target_logit = to_float(logits[target]);
 
@@ -363,7 +354,9 @@ int threads_for(int64_t classes, int per_vector) {
   return static_cast<int>(std::clamp<int64_t>(warps * kWarp, kWarp, kMostThreads));
 }
 
-unsigned blocks_for(int64_t rows) { return static_cast<unsigned>(std::min(rows, kMostBlocks)); }
+unsigned blocks_for(int64_t rows, int64_t most = kMostBlocks) {
+  return static_cast<unsigned>(std::min(rows, most));
+}
 
 // Bytes of a row that a block may keep, so that two blocks share a multiprocessor: one computes
 // while the other's row arrives. CUDA takes 1 KiB of each block's.
@@ -396,8 +389,9 @@ void launch_forward(const CrossEntropyForward& arguments, Stream stream) {
           "shared memory for the cross-entropy");
   }
   forward<T, kSmooth>
-      <<<blocks_for(rows.rows), threads_for(rows.classes, kPerLoad<T>), static_cast<size_t>(bytes),
-         stream>>>(arguments, static_cast<int>(bytes / kVectorBytes));
+      <<<blocks_for(rows.rows, arguments.only_if == nullptr ? kMostBlocks : kFewBlocks),
+         threads_for(rows.classes, kPerLoad<T>), static_cast<size_t>(bytes), stream>>>(
+          arguments, static_cast<int>(bytes / kVectorBytes));
   check_launch("the cross-entropy");
 }
 

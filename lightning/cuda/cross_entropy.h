@@ -33,6 +33,7 @@ struct CrossEntropyForward {
   // The losses' gradient, softmax - target, with the logits' row stride; may be the logits
   // themselves. Null: not wanted.
   void* gradient = nullptr;
+  const int* only_if = nullptr;  // where not null: nothing happens while it points to 0
 };
 
 // A target outside [0, classes) that is not ignore_index ends in a device-side assertion.

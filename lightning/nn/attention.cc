@@ -15,6 +15,7 @@
 #include <array>
 #include <vector>
 
+#include "lightning/cuda/attention_backward.h"
 #include "lightning/cuda/launch.h"
 #include "lightning/cuda/pack.h"
 #include "lightning/cuda/rotary.h"
@@ -39,8 +40,10 @@ struct Shape {
   int64_t width() const { return (heads + 2 * kv_heads) * head_size; }
 };
 
+using Heads = std::array<at::Tensor, 3>;  // of q, k and v
+
 // The views [B, T, heads, D] of q, k and v in a packed product [B * T, (H + 2K) D].
-std::array<at::Tensor, 3> heads_of(const at::Tensor& packed, const Shape& shape) {
+Heads heads_of(const at::Tensor& packed, const Shape& shape) {
   const auto all =
       packed.view({shape.batch, shape.time, shape.heads + 2 * shape.kv_heads, shape.head_size});
   return {all.narrow(2, 0, shape.heads), all.narrow(2, shape.heads, shape.kv_heads),
@@ -48,7 +51,7 @@ std::array<at::Tensor, 3> heads_of(const at::Tensor& packed, const Shape& shape)
 }
 
 // The same as [B, heads, T, D], as the attention operators want them.
-std::array<at::Tensor, 3> transposed(std::array<at::Tensor, 3> heads) {
+Heads transposed(Heads heads) {
   for (auto& one : heads) one = one.transpose(1, 2);
   return heads;
 }
@@ -71,36 +74,33 @@ void rotate_in_place(const at::Tensor& packed, const Shape& shape, const at::Ten
   });
 }
 
-// [B, heads, T, D] with any strides as [B, T, heads, D] without gaps. The attention operators leave
-// gradients and outputs so where q, k and v are views of a packed product: then no copy.
-at::Tensor in_rows(const at::Tensor& heads) { return heads.transpose(1, 2).contiguous(); }
-
-// The gradients [B, heads, T, D] as one of the packed product, turned back by the table where
-// defined; fills `sums` over its columns where defined.
-at::Tensor pack(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Shape& shape,
-                const at::Tensor& table, const at::Tensor& sums) {
-  const auto packed = at::empty({shape.rows(), shape.width()}, q.options());
+// What backward makes of a packed gradient [B * T, (H + 2K) D], whose parts are copied into it, or
+// lie there where these are undefined: it is turned back by the table where defined, and `sums`
+// over its columns are filled where defined.
+void pack(const Heads& parts, const at::Tensor& packed, const Shape& shape, const at::Tensor& table,
+          const at::Tensor& sums) {
   if constexpr (cuda::kBuilt) {
-    const auto q_rows = in_rows(q), k_rows = in_rows(k), v_rows = in_rows(v);
+    const auto address = [](const at::Tensor& part) {
+      return part.defined() ? part.const_data_ptr() : nullptr;
+    };
     cuda::PackHeads arguments;
-    arguments.dtype = cuda::dtype_of(q);
+    arguments.dtype = cuda::dtype_of(packed);
     arguments.rows = shape.rows();
     arguments.time = shape.time;
     arguments.heads = shape.heads;
     arguments.kv_heads = shape.kv_heads;
     arguments.head_size = shape.head_size;
-    arguments.q = q_rows.const_data_ptr();
-    arguments.k = k_rows.const_data_ptr();
-    arguments.v = v_rows.const_data_ptr();
+    arguments.q = address(parts[0]);
+    arguments.k = address(parts[1]);
+    arguments.v = address(parts[2]);
     arguments.packed = packed.mutable_data_ptr();
     arguments.table = table.defined() ? table.const_data_ptr<float>() : nullptr;
     arguments.sums = sums.defined() ? sums.mutable_data_ptr<float>() : nullptr;
-    const auto workspace =
-        at::empty({cuda::pack_workspace(arguments)}, q.options().dtype(at::kFloat));
+    const auto workspace = at::empty({sums.defined() ? cuda::pack_workspace(arguments) : 0},
+                                     packed.options().dtype(at::kFloat));
     arguments.workspace = workspace.mutable_data_ptr<float>();
-    cuda::pack_heads(arguments, cuda::stream_of(q));
+    cuda::pack_heads(arguments, cuda::stream_of(packed));
   }
-  return packed;
 }
 
 // ---- cuDNN and flash attention ------------------------------------------------------------------
@@ -118,7 +118,7 @@ struct CoreResult {
   at::Tensor logsumexp, seed, offset;
 };
 
-CoreResult run(const Core& core, const std::array<at::Tensor, 3>& qkv, bool with_backward) {
+CoreResult run(const Core& core, const Heads& qkv, bool with_backward) {
   const auto& [q, k, v] = qkv;
   if (core.backend == at::SDPBackend::cudnn_attention) {
     const auto result = at::_scaled_dot_product_cudnn_attention(
@@ -130,9 +130,10 @@ CoreResult run(const Core& core, const std::array<at::Tensor, 3>& qkv, bool with
   return {std::get<0>(result), std::get<1>(result), std::get<6>(result), std::get<7>(result)};
 }
 
+// The gradients of q, k and v, [B, heads, T, D], from that of the output.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const Core& core,
                                                             const at::Tensor& gradient,
-                                                            const std::array<at::Tensor, 3>& qkv,
+                                                            const Heads& qkv,
                                                             const CoreResult& forward) {
   const auto& [q, k, v] = qkv;
   const auto time = q.size(2);
@@ -145,6 +146,37 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const Core& core,
   return at::_scaled_dot_product_flash_attention_backward(
       gradient, q, k, v, forward.output, forward.logsumexp, none, none, time, time, core.dropout,
       core.causal, forward.seed, forward.offset);
+}
+
+// They as one of the packed product, written there by cuDNN; undefined where it cannot.
+at::Tensor run_backward_packed(const Core& core, const at::Tensor& gradient, const Heads& qkv,
+                               const CoreResult& forward, const Shape& shape) {
+  if (core.backend != at::SDPBackend::cudnn_attention || core.dropout > 0) return {};
+  const auto packed = at::empty({shape.rows(), shape.width()}, gradient.options());
+  const auto [dq, dk, dv] = transposed(heads_of(packed, shape));
+  const auto& [q, k, v] = qkv;
+  const bool written = cuda::attention_backward(
+      {q, k, v, forward.output, forward.logsumexp, gradient, dq, dk, dv, core.causal});
+  return written ? packed : at::Tensor();
+}
+
+// [B, heads, T, D] with any strides as [B, T, heads, D] without gaps. The attention operators leave
+// gradients and outputs so where q, k and v are views of a packed product: then no copy.
+at::Tensor in_rows(const at::Tensor& heads) { return heads.transpose(1, 2).contiguous(); }
+
+// The gradient of the packed product from that of the output, [B, H, T, D]; fills `sums` over its
+// columns where defined.
+at::Tensor packed_gradient(const Core& core, const at::Tensor& gradient, const Heads& qkv,
+                           const CoreResult& forward, const Shape& shape, const at::Tensor& sums) {
+  auto packed = run_backward_packed(core, gradient, qkv, forward, shape);
+  Heads parts;
+  if (!packed.defined()) {
+    const auto [q, k, v] = run_backward(core, gradient, qkv, forward);
+    parts = {in_rows(q), in_rows(k), in_rows(v)};
+    packed = at::empty({shape.rows(), shape.width()}, gradient.options());
+  }
+  pack(parts, packed, shape, core.table, sums);
+  return packed;
 }
 
 // The projection `qkv` and the attention over it: [B, T, features] to [B, T, H D].
@@ -185,16 +217,15 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
                     ctx->saved_data.at("causal").toBool(), ctx->saved_data.at("dropout").toDouble(),
                     saved[3]};
     const auto outer =
-        gradients[0].reshape({shape.batch, shape.time, shape.heads, shape.head_size});
-    const auto [q, k, v] =
-        run_backward(core, outer.transpose(1, 2), transposed(heads_of(saved[2], shape)),
-                     {saved[4], saved[5], saved[6], saved[7]});
+        gradients[0].contiguous().view({shape.batch, shape.time, shape.heads, shape.head_size});
     const auto dtype = ctx->saved_data.at("weight").toScalarType();
     at::Tensor input, weight, bias;
     const bool has_bias = ctx->saved_data.at("bias").toBool();
     if (has_bias && ctx->needs_input_grad(2))
-      bias = at::empty({shape.width()}, q.options().dtype(at::kFloat));
-    const auto packed = pack(q, k, v, shape, core.table, bias);
+      bias = at::empty({shape.width()}, outer.options().dtype(at::kFloat));
+    const auto packed =
+        packed_gradient(core, outer.transpose(1, 2), transposed(heads_of(saved[2], shape)),
+                        {saved[4], saved[5], saved[6], saved[7]}, shape, bias);
     if (ctx->needs_input_grad(1)) weight = product(packed.t(), saved[0], dtype);
     if (ctx->needs_input_grad(0)) {
       input = product(packed, saved[1], ctx->saved_data.at("input").toScalarType())

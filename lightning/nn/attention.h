@@ -28,11 +28,13 @@ struct AttentionOptions : Options<AttentionOptions> {
 // then of k, then of v, and `proj`. With fewer kv_heads each serves heads / kv_heads queries.
 //
 // On a GPU in 16 bits the projection and the attention are one autograd function: q, k and v are
-// views of the product, cuDNN or flash attention reads them in place (whichever LibTorch would
-// choose: cuDNN on Hopper), a kernel rotates in place, and one kernel packs the three gradients,
-// turns them back and sums the bias's gradient. Under deterministic algorithms LibTorch chooses
-// flash attention, whose backward then is deterministic. Elsewhere and for head sizes that neither
-// takes it is the layers around at::scaled_dot_product_attention.
+// views of the product, a kernel rotates in place, and cuDNN or flash attention reads them there
+// (whichever LibTorch would choose: cuDNN on Hopper). cuDNN writes the three gradients straight
+// into the product's gradient, where a kernel turns them back and sums the bias's gradient, as
+// needed; after flash attention, and with dropout, the same kernel packs the three in that pass.
+// Under deterministic algorithms LibTorch chooses flash attention, whose backward then is
+// deterministic. Elsewhere and for head sizes that neither takes it is the layers around
+// at::scaled_dot_product_attention.
 //
 // Errors: MisconfigurationError for heads that do not divide features, kv_heads that do not divide
 // heads, an odd head size with rotary, or a dropout outside [0, 1); c10::Error for a second

@@ -131,6 +131,17 @@ at::Tensor cross_entropy_rows_in_place(const at::Tensor& logits, const RowTarget
   return std::move(forward.losses);
 }
 
+void cross_entropy_rows_in_place_if(const at::Tensor& condition, const at::Tensor& logits,
+                                    const RowTargets& targets, const at::Tensor& losses) {
+  const c10::DeviceGuard guard(logits.device());
+  cuda::CrossEntropyForward arguments;
+  arguments.rows = rows_of(logits, targets);
+  arguments.gradient = logits.mutable_data_ptr();
+  arguments.losses = losses.mutable_data_ptr<float>();
+  arguments.only_if = condition.const_data_ptr<int>();
+  if constexpr (cuda::kBuilt) cuda::cross_entropy_forward(arguments, cuda::stream_of(logits));
+}
+
 void cross_entropy_gradient(const at::Tensor& logits, const RowLosses& forward,
                             const RowTargets& targets, const RowGradient& gradient,
                             const at::Tensor& into) {

@@ -36,6 +36,11 @@ RowLosses cross_entropy_rows(const at::Tensor& logits, const RowTargets& targets
 //   logits   [N, V], rows contiguous; of the caller alone
 at::Tensor cross_entropy_rows_in_place(const at::Tensor& logits, const RowTargets& targets);
 
+// The same by the kernel, with the losses into `losses`, if an int32 on the device is not 0;
+// nothing happens if it is.
+void cross_entropy_rows_in_place_if(const at::Tensor& condition, const at::Tensor& logits,
+                                    const RowTargets& targets, const at::Tensor& losses);
+
 struct RowGradient {
   at::Tensor upstream;  // of the loss: a scalar, or [N] for losses that were not reduced
   at::Tensor factor;    // one more, a scalar; undefined for 1

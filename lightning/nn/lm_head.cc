@@ -15,6 +15,7 @@
 #include "lightning/nn/compute.h"
 #include "lightning/nn/copy_parameters.h"
 #include "lightning/nn/cross_entropy.h"
+#include "lightning/nn/exp_losses.h"
 #include "lightning/nn/last_use.h"
 #include "lightning/nn/linear.h"
 #include "lightning/param/working_copy.h"
@@ -98,15 +99,21 @@ struct Products {
 // value * factor in another dtype, rounded once; over the value where that is allowed.
 at::Tensor scaled(const at::Tensor& value, const at::Tensor& factor, at::ScalarType dtype,
                   bool may_overwrite) {
-  if (value.scalar_type() == dtype) return may_overwrite ? value.mul_(factor) : value.mul(factor);
+  if (value.scalar_type() == dtype && may_overwrite) return value.mul_(factor);
   auto result = at::empty(value.sizes(), value.options().dtype(dtype));
   at::mul_out(result, value, factor);
   return result;
 }
 
+// Each row of a matrix [N, C] times its scale [N]; otherwise as above.
+at::Tensor scaled_rows(const at::Tensor& matrix, const at::Tensor& scales, at::ScalarType dtype,
+                       bool may_overwrite) {
+  return scaled(matrix, scales.unsqueeze(1), dtype, may_overwrite);
+}
+
 // What backward has of the logits: nothing where it computes them again, or where there is none;
 // themselves, for losses that are not reduced, whose own gradients differ from row to row; their
-// unscaled gradient; or the products of that.
+// unscaled gradient, with scales of its rows where these are not 1; or the products of that.
 enum class Kept { kNothing, kLogits, kGradient, kProducts };
 
 struct Settings {
@@ -124,7 +131,17 @@ Kept what_to_keep(Reduction reduction, bool in_chunks, bool with_gradient) {
 }
 
 // Where save_for_backward() has what; kProducts has the products in the inputs' places.
-enum Slot : size_t { kFactor, kHidden, kWeight, kBias, kClasses, kRows, kStatistics, kSlots };
+enum Slot : size_t {
+  kFactor,
+  kHidden,
+  kWeight,
+  kBias,
+  kClasses,
+  kRows,
+  kScales,
+  kStatistics,
+  kSlots
+};
 
 class LMHeadFunction : public torch::autograd::Function<LMHeadFunction> {
  public:
@@ -198,6 +215,13 @@ class LMHeadFunction : public torch::autograd::Function<LMHeadFunction> {
                               variable_list& saved) {
     const auto rows = inputs.hidden.size(0);
     const auto kept = settings.kept;
+    if (kept == Kept::kGradient && !inputs.bias.defined()) {
+      if (const auto result = exp_losses(inputs.hidden, inputs.weight, settings.targets)) {
+        saved[kRows] = result->gradient;
+        saved[kScales] = result->scales;
+        return result->losses;
+      }
+    }
     Products products{wanted, {}, {}, {}};
     at::Tensor losses;
     for_chunks(rows, settings.chunk_rows, [&](int64_t first, int64_t now) {
@@ -232,9 +256,21 @@ class LMHeadFunction : public torch::autograd::Function<LMHeadFunction> {
                                    const Wanted& wanted, const at::Tensor& factor) {
     const auto& rows = saved[kRows];
     const auto dtype = [&](const char* of) { return ctx->saved_data.at(of).toScalarType(); };
+    const auto& scales = saved[kScales];
     at::Tensor hidden, weight, bias;
-    if (wanted.hidden) hidden = scaled_product(factor, rows, saved[kWeight], dtype("hidden"));
-    if (wanted.weight) weight = scaled_product(factor, rows.t(), saved[kHidden], dtype("weight"));
+    if (wanted.hidden && !scales.defined()) {
+      hidden = scaled_product(factor, rows, saved[kWeight], dtype("hidden"));
+    } else if (wanted.hidden) {
+      // Before its rows are scaled a product may be too large for float16.
+      const auto product_type = dtype("hidden") == at::kHalf ? at::kFloat : dtype("hidden");
+      const auto product = scaled_product(factor, rows, saved[kWeight], product_type);
+      hidden = scaled_rows(product, scales, dtype("hidden"), /*may_overwrite=*/true);
+    }
+    if (wanted.weight) {
+      auto inputs = saved[kHidden];
+      if (scales.defined()) inputs = scaled_rows(inputs, scales, inputs.scalar_type(), false);
+      weight = scaled_product(factor, rows.t(), inputs, dtype("weight"));
+    }
     if (wanted.bias) bias = cuda::column_sum(rows).mul_(factor).to(dtype("bias"));
     return {hidden, weight, bias, at::Tensor()};
   }

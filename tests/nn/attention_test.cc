@@ -1,13 +1,20 @@
 #include "lightning/nn/attention.h"
 
+#include <ATen/SDPBackend.h>
+#include <ATen/record_function.h>
 #include <torch/torch.h>
 
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "lightning/recording.h"
+#include "lightning/scope.h"
 #include "tests/nn/gradients.h"
 
 using namespace lightning;
@@ -66,6 +73,37 @@ at::Tensor plain(const nn::AttentionOptions& o, const Tensors& p, const at::Tens
   }
   return layer(p, "proj", output.transpose(1, 2).reshape({batch, time, o.heads() * size}));
 }
+
+// Whether LibTorch may choose cuDNN, while it lives.
+Scope with_cudnn(bool may) {
+  auto& context = at::globalContext();
+  const bool before = context.userEnabledCuDNNSDP();
+  context.setSDPUseCuDNN(may);
+  return scope_exit([before] { at::globalContext().setSDPUseCuDNN(before); });
+}
+
+// Counts what is recorded under a name while it lives, on any thread.
+class CallsOf {
+ public:
+  explicit CallsOf(const char* name) {
+    name_ = name;
+    count_ = 0;
+    handle_ = at::addGlobalCallback(at::RecordFunctionCallback(
+        [](const at::RecordFunction& function) -> std::unique_ptr<at::ObserverContext> {
+          if (std::strcmp(function.name(), name_) == 0) ++count_;
+          return nullptr;
+        }));
+  }
+  ~CallsOf() { at::removeCallback(handle_); }
+  CallsOf(const CallsOf&) = delete;
+
+  int count() const { return count_; }
+
+ private:
+  static inline const char* name_ = nullptr;
+  static inline std::atomic<int> count_ = 0;
+  at::CallbackHandle handle_;
+};
 
 }  // namespace
 
@@ -189,11 +227,15 @@ TEST_CASE("under autocast on a GPU Attention is as near to float64 as plain ATen
           {768, 12, 12, 0, 1024, true},
           {512, 8, 2, 0, 300, true},  // grouped queries
           {256, 2, 2, 128, 256, false},
+          {384, 4, 2, 96, 77, false},
           {160, 4, 4, 40, 77, true},  // pairs that do not move in packs
           {64, 2, 1, 8, 33, true},
           {60, 4, 4, 15, 50, true},  // a head size that only plain ATen takes
       }));
   const bool rotary = GENERATE(false, true), bias = GENERATE(true, false);
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
+  const bool cudnn = GENERATE(true, false);  // where it is chosen; else flash attention
+  const auto choice = with_cudnn(cudnn);
   const auto actual_size = size > 0 ? size : features / heads;
   if (rotary && actual_size % 2 != 0) return;
   nn::Attention attention(nn::AttentionOptions(features, heads)
@@ -208,20 +250,58 @@ TEST_CASE("under autocast on a GPU Attention is as near to float64 as plain ATen
   const auto input = torch::randn({2, time, features}, torch::kCUDA) * 2;
   const auto gradient = torch::randn({2, time, features}, torch::kCUDA);
   const auto& options = attention->options;
-  const auto ours = results_of([&](const at::Tensor& x) { return attention->forward(x); }, leaves,
-                               input, gradient, true);
-  const auto aten = results_of([&](const at::Tensor& x) { return plain(options, floats, x, true); },
-                               floats, input, gradient, true);
+  const auto in_16_bits = [&](const std::function<at::Tensor(const at::Tensor&)>& model) {
+    return [model, dtype](const at::Tensor& x) {
+      const Autocast on(at::kCUDA, dtype);
+      return model(x);
+    };
+  };
+  const auto ours =
+      results_of(in_16_bits([&](const at::Tensor& x) { return attention->forward(x); }), leaves,
+                 input, gradient);
+  const auto aten =
+      results_of(in_16_bits([&](const at::Tensor& x) { return plain(options, floats, x, true); }),
+                 floats, input, gradient);
   const auto exact = results_of([&](const at::Tensor& x) { return plain(options, doubles, x); },
                                 doubles, input.to(at::kDouble), gradient);
   for (const auto& [name, value] : exact) {
     const auto error = relative_error(ours.at(name), value);
     const auto allowed = relative_error(aten.at(name), value);
-    CAPTURE(features, heads, kv_heads, actual_size, time, causal, rotary, bias, name, error,
-            allowed);
+    CAPTURE(features, heads, kv_heads, actual_size, time, causal, rotary, bias, dtype, cudnn, name,
+            error, allowed);
     CHECK(error <= 1.2 * allowed + 1e-6);
     if (name != "output") CHECK(ours.at(name).scalar_type() == at::kFloat);
   }
+}
+
+TEST_CASE("on a GPU Attention has cuDNN write its packed gradient, except with dropout",
+          "[nn][gpu]") {
+#ifndef LIGHTNING_CUDNN
+  WARN("needs a build with the headers of cuDNN and of its frontend");
+  return;
+#endif
+  if (!torch::cuda::is_available()) {
+    WARN("needs a GPU");
+    return;
+  }
+  const auto options = at::device(at::kCUDA).dtype(at::kBFloat16);
+  const auto q = at::empty({2, 4, 128, 64}, options);
+  if (static_cast<at::SDPBackend>(at::_fused_sdp_choice(q, q, q, {}, 0.0, true)) !=
+      at::SDPBackend::cudnn_attention) {
+    WARN("needs a GPU for which LibTorch chooses cuDNN: Hopper");
+    return;
+  }
+  const auto calls = [&](double dropout, bool cudnn) {
+    const auto choice = with_cudnn(cudnn);
+    nn::Attention attention(nn::AttentionOptions(256, 4).dropout(dropout));
+    attention->to(torch::kCUDA, at::kBFloat16);
+    const CallsOf counted("lightning::attention_backward");
+    attention->forward(at::randn({2, 128, 256}, options)).sum().backward();
+    return counted.count();
+  };
+  CHECK(calls(0, true) == 1);
+  CHECK(calls(0.1, true) == 0);
+  CHECK(calls(0, false) == 0);
 }
 
 TEST_CASE("on a GPU Attention gives the same bits under deterministic algorithms", "[nn][gpu]") {
