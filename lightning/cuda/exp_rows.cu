@@ -59,6 +59,21 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(ExpRows g) {
   if (!(sum <= kMostSum)) *g.overflow = 1;  // every thread that writes, writes the same
 }
 
+// A pack for each thread.
+template <class T>
+__global__ void __launch_bounds__(kThreads) scale_kernel(ScaleRows g, int64_t packs_of_row) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= g.rows * packs_of_row) return;
+  using P = Pack<T, kPerLoad<T>>;
+  const float scale = g.scales[i / packs_of_row];
+  P pack = static_cast<const P*>(g.in)[i];
+#pragma unroll
+  for (int k = 0; k < kPerLoad<T>; ++k) {
+    pack.elements[k] = from_float<T>(to_float(pack.elements[k]) * scale);
+  }
+  static_cast<P*>(g.out)[i] = pack;
+}
+
 }  // namespace
 
 void target_shifts(const TargetShifts& arguments, Stream stream) {
@@ -71,6 +86,17 @@ void finish_exp_rows(const ExpRows& arguments, Stream stream) {
   if (arguments.rows == 0) return;
   finish_kernel<<<blocks_for(arguments.rows), kThreads, 0, stream>>>(arguments);
   check_launch("the losses of exponentials");
+}
+
+void scale_rows(const ScaleRows& arguments, Stream stream) {
+  if (arguments.rows == 0) return;
+  with_type(arguments.dtype, [&](auto* of) {
+    using T = std::remove_pointer_t<decltype(of)>;
+    const auto packs_of_row = arguments.columns / kPerLoad<T>;
+    scale_kernel<T><<<blocks_for(arguments.rows * packs_of_row), kThreads, 0, stream>>>(
+        arguments, packs_of_row);
+    check_launch("scales of rows");
+  });
 }
 
 }  // namespace lightning::cuda

@@ -1,4 +1,5 @@
-// What stands around exp_product(): the shift of each row before it, the losses after it.
+// What stands around exp_product(): the shift of each row before it, the losses after it, and in
+// backward the scales that its rows still lack.
 #pragma once
 
 #include "lightning/cuda/kernel.h"
@@ -38,5 +39,17 @@ struct ExpRows {
 };
 
 void finish_exp_rows(const ExpRows& arguments, Stream stream);
+
+// Rows times their scales.
+struct ScaleRows {
+  Dtype dtype = Dtype::kFloat;
+  int64_t rows = 0;
+  int64_t columns = 0;            // a multiple of 8
+  const void* in = nullptr;       // [rows, columns], at a multiple of 16 bytes
+  void* out = nullptr;            // likewise; may be the same
+  const float* scales = nullptr;  // [rows]
+};
+
+void scale_rows(const ScaleRows& arguments, Stream stream);
 
 }  // namespace lightning::cuda

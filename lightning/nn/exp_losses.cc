@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
 #include <c10/core/DeviceGuard.h>
@@ -119,6 +120,29 @@ std::optional<ExpLosses> exp_losses(const at::Tensor& hidden, const at::Tensor& 
     result.scales.masked_fill_(overflow.ne(0), 1);
   }
   return result;
+}
+
+void scale_rows_out(at::Tensor& out, const at::Tensor& matrix, const at::Tensor& scales) {
+  const auto is_plain = [](const at::Tensor& one) {
+    return one.is_contiguous() && one.size(1) % 8 == 0 &&
+           reinterpret_cast<uintptr_t>(one.const_data_ptr()) % 16 == 0;
+  };
+  if (out.scalar_type() != matrix.scalar_type() || !cuda::has_dtype(out.scalar_type()) ||
+      !cuda::can_run(out) || !is_plain(out) || !is_plain(matrix)) {
+    at::mul_out(out, matrix, scales.unsqueeze(1));
+    return;
+  }
+  if constexpr (cuda::kBuilt) {
+    const c10::DeviceGuard device(out.device());
+    cuda::ScaleRows arguments;
+    arguments.dtype = cuda::dtype_of(out);
+    arguments.rows = out.size(0);
+    arguments.columns = out.size(1);
+    arguments.in = matrix.const_data_ptr();
+    arguments.out = out.mutable_data_ptr();
+    arguments.scales = scales.const_data_ptr<float>();
+    cuda::scale_rows(arguments, cuda::stream_of(out));
+  }
 }
 
 }  // namespace lightning::nn

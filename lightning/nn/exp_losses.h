@@ -25,4 +25,8 @@ struct ExpLosses {
 std::optional<ExpLosses> exp_losses(const at::Tensor& hidden, const at::Tensor& weight,
                                     const RowTargets& targets);
 
+// Each row of a matrix [N, C] times its scale [N] float32, rounded once, into `out`, which may be
+// the matrix.
+void scale_rows_out(at::Tensor& out, const at::Tensor& matrix, const at::Tensor& scales);
+
 }  // namespace lightning::nn

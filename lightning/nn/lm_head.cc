@@ -105,12 +105,6 @@ at::Tensor scaled(const at::Tensor& value, const at::Tensor& factor, at::ScalarT
   return result;
 }
 
-// Each row of a matrix [N, C] times its scale [N]; otherwise as above.
-at::Tensor scaled_rows(const at::Tensor& matrix, const at::Tensor& scales, at::ScalarType dtype,
-                       bool may_overwrite) {
-  return scaled(matrix, scales.unsqueeze(1), dtype, may_overwrite);
-}
-
 // What backward has of the logits: nothing where it computes them again, or where there is none;
 // themselves, for losses that are not reduced, whose own gradients differ from row to row; their
 // unscaled gradient, with scales of its rows where these are not 1; or the products of that.
@@ -258,17 +252,19 @@ class LMHeadFunction : public torch::autograd::Function<LMHeadFunction> {
     const auto dtype = [&](const char* of) { return ctx->saved_data.at(of).toScalarType(); };
     const auto& scales = saved[kScales];
     at::Tensor hidden, weight, bias;
-    if (wanted.hidden && !scales.defined()) {
-      hidden = scaled_product(factor, rows, saved[kWeight], dtype("hidden"));
-    } else if (wanted.hidden) {
+    if (wanted.hidden) {
       // Before its rows are scaled a product may be too large for float16.
-      const auto product_type = dtype("hidden") == at::kHalf ? at::kFloat : dtype("hidden");
-      const auto product = scaled_product(factor, rows, saved[kWeight], product_type);
-      hidden = scaled_rows(product, scales, dtype("hidden"), /*may_overwrite=*/true);
+      const bool wide = scales.defined() && dtype("hidden") == at::kHalf;
+      hidden = scaled_product(factor, rows, saved[kWeight], wide ? at::kFloat : dtype("hidden"));
+      if (scales.defined()) scale_rows_out(hidden, hidden, scales);
+      if (wide) hidden = hidden.to(at::kHalf);
     }
     if (wanted.weight) {
       auto inputs = saved[kHidden];
-      if (scales.defined()) inputs = scaled_rows(inputs, scales, inputs.scalar_type(), false);
+      if (scales.defined()) {
+        inputs = at::empty_like(inputs);
+        scale_rows_out(inputs, saved[kHidden], scales);
+      }
       weight = scaled_product(factor, rows.t(), inputs, dtype("weight"));
     }
     if (wanted.bias) bias = cuda::column_sum(rows).mul_(factor).to(dtype("bias"));
