@@ -12,6 +12,7 @@
 #include "lightning/checkpoint/async_io.h"
 #include "lightning/checkpoint/atomic_file.h"
 #include "lightning/checkpoint/state.h"
+#include "lightning/checkpoint/unfinished_folder.h"
 #include "lightning/errors.h"
 #include "lightning/files.h"
 #include "lightning/log.h"
@@ -165,7 +166,10 @@ void ModelCheckpoint::setup(Trainer& trainer, LightningModule&, Stage stage) {
   dirpath_ = trainer.strategy().broadcast(resolve_dirpath(trainer)).as_string();
   if (stage != Stage::kFit) return;
   std::error_code ignored;
-  if (trainer.is_global_zero()) AtomicFile::remove_unfinished(*dirpath_);
+  if (trainer.is_global_zero()) {
+    AtomicFile::remove_unfinished(*dirpath_);
+    remove_unfinished_folders(*dirpath_);
+  }
   if (trainer.is_global_zero() && options_.save_top_k() != 0 &&
       fs::is_directory(*dirpath_, ignored) && !fs::is_empty(*dirpath_, ignored)) {
     warn(str("Checkpoint directory ", *dirpath_, " exists and is not empty."));

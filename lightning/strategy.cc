@@ -15,6 +15,8 @@
 #include "lightning/nn/sync_batch_norm.h"
 #include "lightning/optim/optimizer_state.h"
 #include "lightning/param/deferred_init.h"
+#include "lightning/param/touch.h"
+#include "lightning/param/units.h"
 
 namespace lightning {
 namespace {
@@ -41,6 +43,21 @@ GradientLists gradients(torch::optim::Optimizer& optimizer) {
     }
   }
   return lists;
+}
+
+// Another Trainer's strategy may have the model in parts, as fsdp does.
+void refuse_parts(const torch::nn::Module& module) {
+  for (const auto& item : module.named_parameters()) {
+    const auto* const backed = backed_parameter(item.value());
+    const auto* const unit =
+        backed == nullptr ? nullptr : dynamic_cast<const Unit*>(&backed->backing());
+    if (unit == nullptr) continue;
+    throw MisconfigurationError(str(
+        "Parameter \"", item.key(),
+        "\" is kept by another Trainer, whose strategy fsdp has the model in parts, and this "
+        "Trainer's strategy needs it whole. Give this one strategy=\"fsdp\" too, which takes the "
+        "parts over; or save a checkpoint with the other and load it into a module of its own."));
+  }
 }
 
 // Of all gradients, on the device of the first.
@@ -115,6 +132,7 @@ Batch Strategy::materialized(Batch tree) {
 Scope Strategy::tensor_init_context() { return precision_->tensor_init_context(); }
 
 void Strategy::setup(torch::nn::Module& module, const ConfigureOptimizers& configure_optimizers) {
+  refuse_parts(module);
   materialize(module);
   precision_->convert_module(module);
   module.to(root_device());

@@ -23,6 +23,7 @@
 #include "lightning/cuda/gemm.h"
 #include "lightning/distributed/slurm.h"
 #include "lightning/distributed/watch.h"
+#include "lightning/distributed/whereabouts.h"
 #include "lightning/errors.h"
 #include "lightning/hparams.h"
 #include "lightning/log.h"
@@ -286,6 +287,7 @@ Scope Trainer::Engine::join_run() {
 
 // Where the data live in the module or data module, on one process of the node.
 void Trainer::Engine::prepare_data() {
+  const Scope call = in_call("prepare_data");
   const auto here = [&](bool per_node) {
     return per_node ? run.strategy_->local_rank() == 0 : run.strategy_->is_global_zero();
   };
@@ -342,6 +344,7 @@ void Trainer::Engine::on_exception(const std::exception& exception) {
   if (run.strategy_->world_size() > 1 && !report_failure(exception.what())) {
     run.strategy_->continue_alone();
   }
+  const Scope call = in_call("the end after an exception");
   const auto attempt = [](auto&& f) {
     try {
       f();
@@ -423,6 +426,7 @@ auto Trainer::Engine::run_call(Call call, RunStage&& run_stage) -> decltype(run_
 
     auto results = run_stage();
 
+    const Scope ending = in_call("the end of the run");
     run_teardown();
     if (run.fitting()) {
       run.call(Hook::on_fit_end, &Callback::on_fit_end, &LightningModule::on_fit_end);
@@ -611,6 +615,7 @@ void Trainer::save_checkpoint(const std::string& path, bool weights_only) {
         "save_checkpoint was called before the Trainer was given a module. Call fit, validate, "
         "test or predict first.");
   }
+  const Scope call = in_call("Trainer.save_checkpoint");
   const auto checkpoint =
       dump_checkpoint(run, engine_->fit_loop.get(), engine_->evaluation, weights_only);
   run.strategy_->save_checkpoint(checkpoint, path);

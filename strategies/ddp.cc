@@ -14,6 +14,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "lightning/distributed/collective_wait.h"
 #include "lightning/errors.h"
 #include "lightning/registry.h"
 #include "strategies/parallel.h"
@@ -118,9 +119,15 @@ class DDPStrategy : public ParallelStrategy {
       reducer_->prepare_for_backward(look ? std::vector<at::Tensor>{loss}
                                           : std::vector<at::Tensor>{});
     }
-    run_backward(first_of_static
-                     ? ReduceAtEnd::apply(loss, reinterpret_cast<int64_t>(reducer_.get()))
-                     : loss);
+    const auto start = first_of_static
+                           ? ReduceAtEnd::apply(loss, reinterpret_cast<int64_t>(reducer_.get()))
+                           : loss;
+    if (synchronizes_ || first_of_static) {
+      const Scope call = in_call("backward");
+      wait_together("gradients", [&] { run_backward(start); });
+    } else {
+      run_backward(start);
+    }
     if (synchronizes_) check_all_used();
   }
 

@@ -15,6 +15,7 @@
 #include "lightning/checkpoint/checkpoint_file.h"
 #include "lightning/checkpoint/checkpoint_search.h"
 #include "lightning/distributed/side_channel.h"
+#include "lightning/distributed/whereabouts.h"
 #include "lightning/errors.h"
 #include "lightning/log.h"
 #include "lightning/param/activation_checkpoint.h"
@@ -49,6 +50,7 @@ class FSDPStrategy : public ParallelStrategy {
               " a device_mesh. A mesh says in how many groups of "
               "how many ranks HYBRID_SHARD keeps the model, as {2, 8}; the others take none."));
     }
+    all().push_back(this);  // last: one that throws is none
   }
 
   // Errors: MisconfigurationError for a mesh that is not one of these processes.
@@ -66,7 +68,10 @@ class FSDPStrategy : public ParallelStrategy {
                                     "that of groups, and that of ranks in each."));
   }
 
-  ~FSDPStrategy() override { forget_module(); }
+  ~FSDPStrategy() override {
+    forget_module();
+    all().erase(std::find(all().begin(), all().end(), this));
+  }
 
   // What is constructed in it has no memory until setup(); or it is whole, on the host.
   Scope module_init_context(std::optional<bool> empty_init) override {
@@ -83,6 +88,7 @@ class FSDPStrategy : public ParallelStrategy {
           "or state_dict_type=\"full\".");
     }
     if (!has(module)) shard(module);
+    runs_ = true;
     for (const auto& shard : shards_->all()) shard->slice.mutable_grad() = at::Tensor();
     if (!configure_optimizers) return;
     for (auto* const optimizer : configure_optimizers()) give_slices(*optimizer, *shards_);
@@ -133,11 +139,19 @@ class FSDPStrategy : public ParallelStrategy {
     if (units_ != nullptr) units_->release_all();  // a step without backward kept some
   }
 
-  Scope whole(bool write) { return units_ == nullptr ? nullptr : units_->whole(write); }
+  Scope whole(bool write) {
+    const Scope call = in_call("whole_parameters");
+    return units_ == nullptr ? nullptr : units_->whole(write);
+  }
 
   // ---- Checkpoints ------------------------------------------------------------------------------
 
   State model_state(const torch::nn::Module& module) override {
+    if (handed_over_) {
+      throw CheckpointError(
+          "The model of this Trainer was taken over by another Trainer of the strategy fsdp, which "
+          "has its shards now. Save with that Trainer, or before it takes the model.");
+    }
     if (shards_ == nullptr) return ParallelStrategy::model_state(module);
     check_all_there();
     return model_state_of(module, *shards_, kind(), is_global_zero());
@@ -191,6 +205,7 @@ class FSDPStrategy : public ParallelStrategy {
   // The module stays in shards: a run that follows goes on with them.
   void teardown(torch::nn::Module*, const std::vector<torch::optim::Optimizer*>&) override {
     if (units_ != nullptr) units_->release_all();
+    runs_ = false;
     ParallelStrategy::teardown(nullptr, {});
   }
 
@@ -232,23 +247,12 @@ class FSDPStrategy : public ParallelStrategy {
 
   void shard(torch::nn::Module& module) {
     forget_module();
+    auto keeper = make_keeper();
+    take_over(module, *keeper);
     convert(module);
     const auto plan = plan_units(module, options_.auto_wrap_policy());
-    if (plan.size() < 2 && !options_.auto_wrap_policy().empty()) {
-      warn(str("auto_wrap_policy names ", join(options_.auto_wrap_policy()),
-               ", modules without parameters of their own, so the whole model is gathered at once. "
-               "Name the types of its blocks, or none for those that repeat."));
-    }
+    tell_of_policy(plan);
     verify_same_module(module);
-
-    ShardKeeperOptions options;
-    options.device = root_device();
-    options.on_host = options_.cpu_offload();
-    if (precision().compute_dtype() != precision().parameter_dtype()) {
-      options.compute_dtype = precision().compute_dtype();
-    }
-    make_groups(options);
-    auto keeper = std::make_unique<ShardKeeper>(std::move(options));
     shards_ = keeper.get();
     materialize_shards(module);
     move_buffers(module);
@@ -260,6 +264,74 @@ class FSDPStrategy : public ParallelStrategy {
     if (!recomputed.empty()) {
       checkpoints_ = std::make_unique<ActivationCheckpoints>(module, recomputed);
     }
+  }
+
+  void tell_of_policy(const std::vector<UnitPlan>& plan) const {
+    const auto& policy = options_.auto_wrap_policy();
+    if (policy.empty()) return;
+    std::vector<std::string> tied;
+    for (const auto& unit : plan) {
+      for (const auto& one : unit.parameters) {
+        if (one.tied_to.empty()) continue;
+        tied.push_back(str("\"", one.name, "\" (used in \"", one.tied_to, "\" too)"));
+      }
+    }
+    if (!tied.empty()) {
+      warn(str("auto_wrap_policy names ", join(policy),
+               ", but tied weights belong to the unit around all modules that use them, and are "
+               "gathered with it: ",
+               join(tied),
+               ". Leave such modules out of the policy, or name one around all of them."));
+    } else if (plan.size() < 2) {
+      warn(str("auto_wrap_policy names ", join(policy),
+               ", modules without parameters of their own, so the whole model is gathered at once. "
+               "Name the types of its blocks, or none for those that repeat."));
+    }
+  }
+
+  std::unique_ptr<ShardKeeper> make_keeper() {
+    ShardKeeperOptions options;
+    options.device = root_device();
+    options.on_host = options_.cpu_offload();
+    if (precision().compute_dtype() != precision().parameter_dtype()) {
+      options.compute_dtype = precision().compute_dtype();
+    }
+    make_groups(options);
+    return std::make_unique<ShardKeeper>(std::move(options));
+  }
+
+  // Of a model that another Trainer has in shards.
+  // Errors: MisconfigurationError where that one's run has not ended.
+  void take_over(const torch::nn::Module& module, ShardKeeper& keeper) {
+    for (auto* const other : all()) {
+      if (other == this || !other->holds_of(module)) continue;
+      if (other->runs_) {
+        throw MisconfigurationError(
+            str("The model is ", other->shards_->placement(),
+                " of another Trainer (strategy fsdp), whose run has not ended. Give a Trainer a "
+                "model after the other's fit has returned, or a model of its own."));
+      }
+      other->hand_over(keeper);
+    }
+  }
+
+  bool holds_of(const torch::nn::Module& module) const {
+    if (shards_ == nullptr) return false;
+    const auto parameters = module.parameters();
+    return std::any_of(parameters.begin(), parameters.end(), [&](const at::Tensor& parameter) {
+      return shards_->find(parameter) != nullptr;
+    });
+  }
+
+  void hand_over(ShardKeeper& to) {
+    checkpoints_.reset();
+    units_->release_all();
+    shards_->wait_for_reads();
+    shards_->hand_over(to);
+    units_.reset();
+    shards_ = nullptr;
+    module_ = nullptr;
+    handed_over_ = true;
   }
 
   // Errors: CheckpointError where other ranks have gone with their shards.
@@ -300,7 +372,7 @@ class FSDPStrategy : public ParallelStrategy {
     std::unordered_set<const void*> buffers;
     std::vector<at::Tensor> tensors;
     const auto add = [&](const std::string& name, const at::Tensor& tensor) {
-      if (!tensor.defined() || !tensor.is_meta()) return false;
+      if (!tensor.defined() || !tensor.is_meta() || shards_->is_born(tensor)) return false;
       if (deferred_init() == nullptr || !deferred_init()->is_deferred(tensor)) {
         throw MisconfigurationError(
             str("\"", name,
@@ -339,9 +411,18 @@ class FSDPStrategy : public ParallelStrategy {
     units_.reset();
     shards_ = nullptr;
     module_ = nullptr;
+    handed_over_ = false;
+  }
+
+  // Of this process.
+  static std::vector<FSDPStrategy*>& all() {
+    static auto* const strategies = new std::vector<FSDPStrategy*>;
+    return *strategies;
   }
 
   FSDPStrategyOptions options_;
+  bool runs_ = false;                          // from setup() to teardown()
+  bool handed_over_ = false;                   // to another Trainer's strategy
   const torch::nn::Module* module_ = nullptr;  // whose parameters are in units_
   std::unique_ptr<Units> units_;
   ShardKeeper* shards_ = nullptr;  // units_' keeper

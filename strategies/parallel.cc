@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "lightning/accelerator.h"
+#include "lightning/distributed/collective_wait.h"
 #include "lightning/errors.h"
 #include "lightning/log.h"
 
@@ -137,6 +138,7 @@ void ParallelStrategy::continue_alone() {
 
 void ParallelStrategy::verify_same_module(const torch::nn::Module& module) {
   if (world_ == nullptr) return;
+  const Scope call = in_call("the set-up of the strategy");
   const auto own = description(module);
   const auto first = world_->broadcast(own);
   const auto differences =
@@ -161,7 +163,8 @@ void ParallelStrategy::broadcast_module(torch::nn::Module& module) {
 void ParallelStrategy::broadcast_tensors(const std::vector<at::Tensor>& tensors) {
   if (world_ == nullptr || tensors.empty()) return;
   const at::NoGradGuard no_grad;
-  c10d::broadcast_coalesced(world_->group(), tensors, kBroadcastBytes, 0);
+  wait_together("broadcast of tensors",
+                [&] { c10d::broadcast_coalesced(world_->group(), tensors, kBroadcastBytes, 0); });
 }
 
 void refuse_foreign_parameter(int64_t number, const at::Tensor& parameter,

@@ -2,10 +2,12 @@
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
+#include "lightning/distributed/collective_wait.h"
 #include "lightning/errors.h"
 
 namespace lightning {
@@ -60,6 +62,23 @@ void add_gradient(Shard& shard, const at::Tensor& mean) {
   } else {
     gradient = mean;
   }
+}
+
+void wait_for(const std::vector<c10::intrusive_ptr<c10d::Work>>& works, const char* what) {
+  if (works.empty()) return;
+  wait_together(what, [&] {
+    for (const auto& work : works) work->wait();
+  });
+}
+
+// set_data() takes no data of another kind of device; what replaces it has no memory of its own.
+void end_on_meta(BackedParameter& backed, at::TensorOptions options,
+                 const std::vector<int64_t>& sizes) {
+  const auto parameter = backed.parameter();
+  backed.restore(at::scalar_tensor(0, options.device(backed.memory().device())).expand(sizes));
+  const auto empty = at::empty(sizes, options.device(at::kMeta));
+  parameter.unsafeGetTensorImpl()->shallow_copy_from(empty.getIntrusivePtr());
+  torch::autograd::impl::set_grad_accumulator(parameter, {});
 }
 
 bool is_nccl(const Group& group, const at::Device& device) {
@@ -144,7 +163,7 @@ at::Tensor ShardKeeper::own_rows(const Shard& shard, const at::Tensor& values) c
   auto all = values.to(options_.device).contiguous();
   if (options_.everyone != nullptr && all.numel() > 0) {
     std::vector<at::Tensor> one{all};
-    options_.everyone->broadcast(one)->wait();
+    wait_together("a parameter's values", [&] { options_.everyone->broadcast(one)->wait(); });
   }
   return shard.rows_of(all);
 }
@@ -158,6 +177,26 @@ void ShardKeeper::born(const at::Tensor& parameter, const at::Tensor& values) {
     rows = rows.clone();
   }
   born_[parameter.unsafeGetTensorImpl()] = rows;
+}
+
+bool ShardKeeper::is_born(const at::Tensor& parameter) const {
+  return born_.count(parameter.unsafeGetTensorImpl()) > 0;
+}
+
+// One after another: no rank has more than one whole, beside its shards of the others.
+void ShardKeeper::hand_over(ShardKeeper& to) {
+  const at::NoGradGuard no_grad;
+  by_tensor_.clear();
+  for (auto& shard : shards_) {
+    auto& backed = *shard->parameter;
+    const auto& rows = shard->slice.detach();
+    auto values = collect(*shard, rows);
+    if (!values.defined()) values = at::empty(shard->sizes, rows.options().device(at::kCPU));
+    to.born(backed.parameter(), values.view(shard->sizes));
+    end_on_meta(backed, rows.scalar_type(), shard->sizes);
+    shard.reset();
+  }
+  shards_.clear();
 }
 
 void ShardKeeper::make(BackedParameter& parameter, const at::Tensor& values) {
@@ -261,11 +300,11 @@ void ShardKeeper::wait(Unit& unit) {
   if (found == gatherings_.end()) return;
   const at::NoGradGuard no_grad;
   const auto& gathering = found->second;
-  for (const auto& work : gathering.works) work->wait();
+  wait_for(gathering.works, "gathering of parameters");
   if (gathering.fetched) {
     from_host_->current_waits_for(*gathering.fetched);
     const Scope beside = from_host_->use();  // whose memory the inputs are
-    for (const auto& work : gathering.works) work->wait();
+    wait_for(gathering.works, "gathering of parameters");
   }
   for (const auto& [to, from] : gathering.copies) to.copy_(from);
   gatherings_.erase(found);
@@ -365,7 +404,7 @@ void ShardKeeper::start_collectives() {
     }
   }
   if (options_.replicas == nullptr) return;
-  for (const auto& work : reduction_.works) work->wait();
+  wait_for(reduction_.works, "reduction of gradients");
   reduction_.works.clear();
   c10d::AllreduceCoalescedOptions options;
   options.reduceOp =
@@ -390,7 +429,7 @@ at::Tensor ShardKeeper::mean_of(const Reduction& reduction, size_t index) const 
 void ShardKeeper::finish_reduction() {
   auto done = std::exchange(reduction_, Reduction());
   if (to_host_ != nullptr) return bring(std::move(done));
-  for (const auto& work : done.works) work->wait();
+  wait_for(done.works, "reduction of gradients");
   for (size_t i = 0; i < done.shards.size(); ++i) add_gradient(*done.shards[i], mean_of(done, i));
 }
 
@@ -399,7 +438,7 @@ void ShardKeeper::bring(Reduction reduction) {
   if (reduction.shards.empty()) return;
   const Scope beside = to_host_->use();
   to_host_->wait_for(*reduction.launched);
-  for (const auto& work : reduction.works) work->wait();
+  wait_for(reduction.works, "reduction of gradients");
   for (size_t i = 0; i < reduction.shards.size(); ++i) {
     landing_.means.push_back(mean_of(reduction, i));
     const auto& mean = landing_.means.back();
@@ -427,7 +466,7 @@ at::Tensor ShardKeeper::sum_over_sharers(const at::Tensor& value) const {
   if (parts_ == 1) return value;
   std::vector<at::Tensor> one{
       value.to(options_.device, value.scalar_type(), /*non_blocking=*/false, /*copy=*/true)};
-  options_.sharers->allreduce(one)->wait();
+  wait_together("a sum over shards", [&] { options_.sharers->allreduce(one)->wait(); });
   return one[0].to(value.device());
 }
 
@@ -448,7 +487,10 @@ at::Tensor ShardKeeper::collect(const Shard& shard, const at::Tensor& rows) cons
       outputs[0].push_back(flat(all).narrow(0, part * input[0].numel(), input[0].numel()));
     }
   }
-  if (input[0].numel() > 0) options_.sharers->gather(outputs, input)->wait();
+  if (input[0].numel() > 0) {
+    wait_together("gathering of a tensor",
+                  [&] { options_.sharers->gather(outputs, input)->wait(); });
+  }
   if (part_ > 0) return {};
   const auto count = shard.sizes.empty() ? 1 : shard.sizes[0];
   return all.narrow(0, 0, count)

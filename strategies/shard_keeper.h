@@ -75,6 +75,10 @@ class ShardKeeper : public UnitKeeper {
   // The values of a parameter on the meta device, before units are made of it: of which this rank's
   // rows are kept. Called by all ranks in the same order.
   void born(const at::Tensor& parameter, const at::Tensor& values);
+  bool is_born(const at::Tensor& parameter) const;
+  // Gives each parameter's values to another keeper, which makes its own units of them: from then
+  // on they are on the meta device, and nothing is kept here. Called by all ranks.
+  void hand_over(ShardKeeper& to);
 
   // By the module's parameter, or by its slice; null for any other tensor.
   Shard* find(const at::Tensor& parameter);

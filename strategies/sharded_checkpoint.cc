@@ -22,6 +22,7 @@
 #include "lightning/checkpoint/migration.h"
 #include "lightning/checkpoint/torch_archive.h"
 #include "lightning/checkpoint/torch_file.h"
+#include "lightning/checkpoint/unfinished_folder.h"
 #include "lightning/errors.h"
 #include "lightning/files.h"
 #include "strategies/shard_keeper.h"
@@ -194,7 +195,7 @@ class ShardedSave {
               SideChannel channel)
       : path_(std::move(path)), model_key_(std::move(model_key)), channel_(std::move(channel)) {
     while (path_.size() > 1 && path_.back() == '/') path_.pop_back();
-    made_ = path_ + ".unfinished";
+    made_ = unfinished_folder(path_);
     begin(ranks);
     plan(std::move(checkpoint), ranks);
   }
@@ -222,7 +223,7 @@ class ShardedSave {
     if (ranks.is_global_zero()) {
       const auto error = error_of([this] {
         remove_checkpoint_file(made_);
-        make_directories(made_);
+        held_ = hold_folder(made_);
       });
       begun = State::List{str(saves++), error};
     }
@@ -255,6 +256,7 @@ class ShardedSave {
   }
 
   std::string path_, made_, model_key_;
+  Scope held_;        // on rank 0: nobody takes `made_` for a leftover
   std::string name_;  // the same on all ranks
   SideChannel channel_;
   std::optional<DcpRankWriter> writer_;

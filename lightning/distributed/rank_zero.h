@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "lightning/distributed/collectives.h"
+#include "lightning/distributed/whereabouts.h"
 
 namespace lightning {
 
@@ -12,6 +13,7 @@ namespace lightning {
 // Source: Lightning 2.6, `Fabric.rank_zero_first`.
 template <class Work>
 void rank_zero_first(Collectives& processes, Work&& work) {
+  const Scope call = in_call("rank_zero_first");
   if (!processes.is_global_zero()) processes.wait_for_all("rank_zero_first");
   std::forward<Work>(work)();
   if (processes.is_global_zero()) processes.wait_for_all("rank_zero_first");

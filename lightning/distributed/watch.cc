@@ -6,6 +6,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -30,6 +31,7 @@
 
 #include "lightning/distributed/last_words.h"
 #include "lightning/distributed/launcher.h"
+#include "lightning/distributed/whereabouts.h"
 #include "lightning/errors.h"
 
 namespace lightning {
@@ -47,8 +49,11 @@ constexpr milliseconds kListenForStatus{1000};
 constexpr seconds kCleanUp{6};
 // A process that holds no connection is not waited for longer than this.
 constexpr seconds kConnect{60};
+// After a signal, how often rank 0 looks whether one waits in vain.
+constexpr seconds kLookAgain{1};
 // Longest text of an error that is passed on.
 constexpr size_t kMostText = 16 * 1024;
+constexpr size_t kMostCall = 200;
 
 // How much a piece of news says about the cause of a failure. Of equal ones the first counts.
 enum class Weight : uint8_t {
@@ -67,7 +72,12 @@ enum class Message : uint8_t {
   kAskToMeet,  // matter, meetings agreed on so far; to rank 0
   kWhere,      // matter: which place will you not pass before you know?; to all
   kHere,       // matter, place; to rank 0
-  kMeetAt      // matter, place; to all
+  kMeetAt,     // matter, place; to all
+  kSignal,     // number, or 0; to rank 0
+  kAskWhere,   // what do the others do?; to rank 0
+  kTellWhere,  // what do you do?; to all
+  kDoing,      // whereabouts; to rank 0
+  kDoings      // rank and whereabouts of each; to all
 };
 
 constexpr auto kMatters = static_cast<size_t>(Matter::kValidation) + 1;
@@ -78,6 +88,7 @@ struct Failure {
   int64_t rank = 0;
   Weight weight = Weight::kGone;
   std::string text;
+  int status = 1;  // of all processes
 };
 
 bool is_consequence(const std::string& error) {
@@ -85,7 +96,7 @@ bool is_consequence(const std::string& error) {
        {"onnection closed by peer", "onnection reset by peer", "Broken pipe", "gloo/transport",
         "Gloo connect", "ncclRemoteError", "NCCL communicator was aborted", "NCCL error",
         "recvValue failed", "failed to recv", "Connection was likely closed", "sendBytes failed",
-        "The client socket has"}) {
+        "The client socket has", "for the other ranks in vain"}) {
     if (error.find(sign) != std::string::npos) return true;
   }
   return false;
@@ -116,6 +127,7 @@ class Reader {
     }
     return static_cast<int64_t>(value);
   }
+  bool at_end() const { return place_ == bytes_.size(); }
   std::string text() {
     const auto bytes = static_cast<uint64_t>(number());
     if (bytes > bytes_.size() - place_) return "";
@@ -147,6 +159,22 @@ std::string failure_body(const Failure& failure) {
   put_number(body, static_cast<int64_t>(failure.weight));
   put_text(body, failure.text.substr(0, kMostText));
   return body;
+}
+
+std::string put_doing(const Whereabouts& one) {
+  std::string body;
+  put_text(body, one.call.substr(0, kMostCall));
+  put_text(body, one.waits_for.substr(0, kMostCall));
+  put_number(body, one.waited.count());
+  return body;
+}
+
+Whereabouts read_doing(Reader& reader) {
+  Whereabouts one;
+  one.call = reader.text();
+  one.waits_for = reader.text();
+  one.waited = milliseconds(reader.number());
+  return one;
 }
 
 Failure read_failure(const std::string& body) {
@@ -331,7 +359,18 @@ struct Round {
   std::map<int64_t, int64_t> places;  // by rank that has answered
 };
 
+// Of rank 0's thread: what all do, asked of them because a signal came or because one wants to
+// know.
+struct Lookout {
+  std::map<int64_t, int64_t> signals;  // by rank
+  std::optional<Clock::time_point> since, next;
+  bool asked = false;  // and not answered by all
+  std::map<int64_t, Whereabouts> doings;
+};
+
 std::atomic<Watch*> installed{nullptr};
+std::atomic<int> signal_that_came{0};
+std::atomic<int> wakes_thread{-1};  // of the Watch
 
 }  // namespace
 
@@ -355,12 +394,18 @@ struct Watch::Impl {
   int exit_status = 1;                  // then
   std::atomic<bool> all_raised{false};  // since the last run began
 
+  int64_t lookouts = 0;  // answers to where_others_are()
+  std::map<int64_t, Whereabouts> doings;
+  std::atomic<int64_t> joined{1};
+
   std::atomic<bool> training{false};
   int64_t training_runs = 0;
   std::array<Meeting, kMatters> meetings;
 
   // Of the thread alone.
   std::array<Round, kMatters> open_rounds;
+  Lookout lookout;
+  int signal_told = 0;
   std::vector<Failure> failures;
   std::map<int64_t, std::string> raised;  // the last error of each rank
   std::map<int64_t, std::string> hosts;
@@ -432,9 +477,12 @@ struct Watch::Impl {
         std::max_element(failures.begin(), failures.end(),
                          [](const auto& a, const auto& b) { return a.weight < b.weight; });
     const auto text = describe(*cause);
-    to_all(Message::kEnd, text);
+    std::string body;
+    put_number(body, cause->status);
+    put_text(body, text);
+    to_all(Message::kEnd, body);
     last_words(text);
-    end();
+    end(cause->status);
   }
 
   void take_up(int fd) {
@@ -461,7 +509,7 @@ struct Watch::Impl {
       peer.place.global_rank = reader.number();
       peer.place.node_rank = reader.number();
       if (!peer.admitted) return;
-      hosts[peer.place.global_rank] = peer.host;
+      if (hosts.emplace(peer.place.global_rank, peer.host).second) ++joined;
       for (size_t i = 0; i < kMatters; ++i) {
         if (open_rounds[i].open) peer.send(Message::kWhere, numbers({static_cast<int64_t>(i)}));
       }
@@ -484,6 +532,10 @@ struct Watch::Impl {
       to_all(type, body);
       on_left(reader.number());
     }
+    const int64_t rank = peer.place.global_rank;
+    if (type == Message::kSignal) on_signal_of(rank, reader.number());
+    if (type == Message::kAskWhere) look_out();
+    if (type == Message::kDoing) on_doing(rank, read_doing(reader));
   }
 
   void on_end_of(const Peer& peer) {
@@ -540,6 +592,70 @@ struct Watch::Impl {
     meet_at(matter, last);
   }
 
+  // ---- Who waits for whom -----------------------------------------------------------------------
+
+  void on_signal_of(int64_t rank, int64_t number) {
+    auto& all = lookout.signals;
+    number == 0 ? static_cast<void>(all.erase(rank)) : static_cast<void>(all[rank] = number);
+    if (all.empty()) {
+      lookout.since.reset();
+      lookout.next.reset();
+    } else if (!lookout.since) {
+      lookout.since = Clock::now();
+      lookout.next = *lookout.since + kLookAgain;
+    }
+  }
+
+  void look_out() {
+    if (lookout.asked) return;
+    lookout.asked = true;
+    to_all(Message::kTellWhere, "");
+    on_doing(place.global_rank, whereabouts());
+  }
+
+  void on_doing(int64_t rank, const Whereabouts& doing) {
+    auto& all = lookout.doings;
+    all[rank] = doing;
+    if (static_cast<int64_t>(all.size()) < place.world_size) return;
+    std::string body;
+    for (const auto& [who, one] : all) {
+      put_number(body, who);
+      body += put_doing(one);
+    }
+    to_all(Message::kDoings, body);
+    look_for_stuck();
+    lookout.asked = false;
+    hear_doings(std::exchange(all, {}));
+  }
+
+  void look_for_stuck() {
+    if (!lookout.since) return;
+    const auto since = std::chrono::duration_cast<milliseconds>(Clock::now() - *lookout.since);
+    const auto stuck = find_stuck(lookout.doings, since);
+    if (!stuck) return;
+    const auto number = static_cast<int>(lookout.signals.begin()->second);
+    on_failure({stuck->rank, Weight::kEnded,
+                str(stuck->text, " The run was asked to end by SIG", ::sigabbrev_np(number), "."),
+                128 + number});
+  }
+
+  void hear_doings(std::map<int64_t, Whereabouts> all) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    doings = std::move(all);
+    ++lookouts;
+    changed.notify_all();
+  }
+
+  void ask_where() { is_host() ? look_out() : to_host(Message::kAskWhere, ""); }
+
+  // A signal's handler only wakes this thread.
+  void tell_signal() {
+    const int number = signal_that_came;
+    if (number == std::exchange(signal_told, number)) return;
+    is_host() ? on_signal_of(place.global_rank, number)
+              : to_host(Message::kSignal, numbers({number}));
+  }
+
   void to_host(Message type, const std::string& body) {
     if (!peers.empty()) peers[0].send(type, body);
   }
@@ -558,14 +674,24 @@ struct Watch::Impl {
       const auto matter = read_matter(reader);
       meet_at(matter, reader.number());
     }
+    if (type == Message::kTellWhere) to_host(Message::kDoing, put_doing(whereabouts()));
+    if (type == Message::kDoings) {
+      std::map<int64_t, Whereabouts> all;
+      while (!reader.at_end()) {
+        const auto rank = reader.number();
+        all[rank] = read_doing(reader);
+      }
+      hear_doings(std::move(all));
+    }
     if (type == Message::kAllRaise) {
       last_of_rank_0.clear();
       all_raised = true;
       settle();
     }
     if (type == Message::kEnd) {
-      if (place.local_rank == 0) last_words(body);
-      end();
+      const auto status = static_cast<int>(reader.number());
+      if (place.local_rank == 0) last_words(reader.text());
+      end(status);
     }
   }
 
@@ -607,10 +733,11 @@ struct Watch::Impl {
     changed.notify_all();
   }
 
-  void end() {
+  void end(int status = 1) {
     const std::lock_guard<std::mutex> lock(mutex);
     if (ending) return;
     ending = true;
+    if (status != 1) exit_status = status;
     end_at = Clock::now() + (raising ? milliseconds(kCleanUp) : milliseconds(0));
     if (raising) {
       settled = true;
@@ -639,7 +766,9 @@ struct Watch::Impl {
 
   int milliseconds_left() const {
     auto next = verdict_at;
-    if (end_at && (!next || *end_at < *next)) next = end_at;
+    for (const auto& one : {end_at, lookout.next}) {
+      if (one && (!next || *one < *next)) next = one;
+    }
     if (!next) return -1;
     const auto left_ms = std::chrono::duration_cast<milliseconds>(*next - Clock::now()).count();
     return static_cast<int>(std::max<int64_t>(left_ms + 1, 0));
@@ -676,7 +805,12 @@ struct Watch::Impl {
       ::poll(fds.data(), fds.size(), milliseconds_left());
       if (fds[0].revents != 0) do_tasks();
       if (is_host() && fds[1].revents != 0) accept_all();
+      tell_signal();
       read_peers(fds);
+      if (lookout.next && Clock::now() >= *lookout.next) {
+        lookout.next = Clock::now() + kLookAgain;
+        look_out();
+      }
       if (verdict_at && Clock::now() >= *verdict_at) give_verdict();
       if (end_at && Clock::now() >= *end_at) finish();
     }
@@ -685,6 +819,7 @@ struct Watch::Impl {
   void start() {
     wake = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (wake < 0) fail("eventfd", errno);
+    wakes_thread = wake;
     hosts[place.global_rank] = host_name();
     std::thread([this] { run(); }).detach();
     set_child_listener([this](int64_t rank, bool success, const std::string& how) {
@@ -763,6 +898,39 @@ std::string Watch::own_address() {
 bool Watch::trains() const { return impl_->training; }
 
 int64_t Watch::messages() const { return messages_sent; }
+
+const ProcessPlace& Watch::place() const { return impl_->place; }
+
+int64_t Watch::joined() const { return impl_->joined; }
+
+void Watch::on_stop_signal(int number) {
+  const int reason = errno;
+  signal_that_came = number;
+  const uint64_t one = 1;
+  const int fd = wakes_thread;
+  if (fd >= 0 && ::write(fd, &one, sizeof one) != sizeof one) {
+    // It is full of such ones already.
+  }
+  errno = reason;
+}
+
+int Watch::stop_signal() { return signal_that_came; }
+
+std::string Watch::where_others_are() {
+  auto& impl = *impl_;
+  std::unique_lock<std::mutex> lock(impl.mutex);
+  const auto before = impl.lookouts;
+  lock.unlock();
+  impl.post([&impl] { impl.ask_where(); });
+  lock.lock();
+  impl.changed.wait_for(lock, seconds(2), [&] { return impl.lookouts > before; });
+  if (impl.lookouts == before) return "";
+  std::vector<std::string> others;
+  for (const auto& [rank, one] : impl.doings) {
+    if (rank != impl.place.global_rank) others.push_back(str("rank ", rank, " ", describe(one)));
+  }
+  return lightning::join(others);
+}
 
 bool Watch::meet_here(Matter matter, bool asks) {
   auto& impl = *impl_;

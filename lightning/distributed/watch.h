@@ -53,6 +53,19 @@ class Watch {
   // Until a rank asks no message is sent and nothing waited for. Who asks waits for the threads of
   // the others to say where they are, whatever the others wait for meanwhile.
   bool meet_here(Matter matter, bool asks);
+  // What the other ranks do, as "rank 1 has waited in `backward` for 3 s"; may take two seconds.
+  // Empty where they are not heard of.
+  std::string where_others_are();
+
+  // A signal asks this process to end, which it does between batches; 0: no more. A rank that waits
+  // for others which do not come (whereabouts.h) would never get there: then all end, with 128 and
+  // the signal. For handlers too.
+  static void on_stop_signal(int number);
+  static int stop_signal();
+
+  const ProcessPlace& place() const;
+  // How many ranks have joined, as rank 0 knows.
+  int64_t joined() const;
   // How many messages this process has sent.
   int64_t messages() const;
 

@@ -24,7 +24,9 @@
 #include <stdexcept>
 #include <thread>
 
+#include "lightning/distributed/collective_wait.h"
 #include "lightning/distributed/environment_variable.h"
+#include "lightning/distributed/join_notice.h"
 #include "lightning/distributed/launcher.h"
 #include "lightning/distributed/state_bytes.h"
 #include "lightning/distributed/watch.h"
@@ -34,9 +36,8 @@
 namespace lightning {
 namespace {
 
-// Of the way to a world, which may be as long as a program takes to start. A rank that does not
-// come is found out about sooner.
-constexpr std::chrono::milliseconds kMeeting = std::chrono::minutes(30);
+// Of reads of the store, once all are there.
+constexpr std::chrono::minutes kStore(30);
 
 // Of NCCL's end, which waits for that of the other ranks.
 constexpr std::chrono::seconds kShutdown(20);
@@ -134,10 +135,23 @@ World& World::join(const WorldOptions& options) {
   };
   ::on_exit(at_exit, world);
   share_processors(options.processes_per_node);
-  world->meet();
-  std::vector<int> everyone(static_cast<size_t>(options.place.world_size));
-  std::iota(everyone.begin(), everyone.end(), 0);
-  world->group_ = world->subgroup(everyone);
+  world->main_address_ = options.environment->main_address();
+  world->main_port_ = options.environment->main_port();
+  {
+    const JoinNotice notice([world] {
+      const bool rank_0_says_it = world->global_rank() != 0 && Watch::current() != nullptr;
+      return rank_0_says_it ? std::string() : world->joining();
+    });
+    world->meet();
+    std::vector<int> everyone(static_cast<size_t>(options.place.world_size));
+    std::iota(everyone.begin(), everyone.end(), 0);
+    try {
+      world->group_ = world->subgroup(everyone);
+      world->store_->setTimeout(std::max<std::chrono::milliseconds>(kStore, options.timeout));
+    } catch (const c10::DistStoreError& error) {
+      throw std::runtime_error(str(world->joining(), " It waited in vain: ", first_line(error)));
+    }
+  }
   if (world->backend_ == "nccl") {
     // Opens the connections, and says early where there are none.
     world->reduce(at::ones({1}, options.device), ReduceOp::kSum).item();
@@ -151,17 +165,31 @@ World& World::join(const WorldOptions& options) {
   return *world;
 }
 
+std::string World::joining() const {
+  const auto& place = options_.place;
+  const auto& environment = *options_.environment;
+  const auto* const watch = Watch::current();
+  std::string there = "rank 0 has not answered yet";
+  if (watch != nullptr) there = "rank 0 has answered, others have not";
+  if (place.global_rank == 0) {
+    there = str(watch == nullptr ? 1 : watch->joined(), " of ", place.world_size, " are there");
+  }
+  return str("Waiting for the other ranks of the run at ", main_address_, ":", main_port_.load(),
+             " (MASTER_ADDR, MASTER_PORT): ", there, "; ", described_place(place, environment), ".",
+             advice(place, environment));
+}
+
 void World::meet() {
   const auto& place = options_.place;
   const auto& environment = *options_.environment;
-  const auto address = environment.main_address();
+  const auto& address = main_address_;
   // torchrun has a store of its own at this port.
   const bool has_store = environment_variable("TORCHELASTIC_USE_AGENT_STORE") == "True";
   c10d::TCPStoreOptions store;
   store.isServer = place.global_rank == 0 && !has_store;
-  store.port = static_cast<uint16_t>(environment.main_port());
+  store.port = static_cast<uint16_t>(main_port_);
   store.waitWorkers = false;
-  store.timeout = std::max(kMeeting, options_.timeout);
+  store.timeout = join_timeout(options_.timeout);
   try {
     auto tcp = store.isServer || store.port != 0
                    ? c10::make_intrusive<c10d::TCPStore>(address, store)
@@ -169,6 +197,7 @@ void World::meet() {
     if (tcp == nullptr) {
       throw std::runtime_error("MASTER_PORT is not set, and this process is not rank 0");
     }
+    main_port_ = tcp->getPort();
     if (!environment.creates_processes_externally() && options_.processes_per_node > 1) {
       start_local_ranks({place, options_.processes_per_node, address, tcp->getPort()});
     }
@@ -182,10 +211,11 @@ void World::meet() {
       Watch::join(place, address, std::string(bytes.begin(), bytes.end()));
     }
   } catch (const std::exception& error) {
-    throw std::runtime_error(str("Rank ", place.global_rank, " of ", place.world_size,
-                                 store.isServer ? " cannot open" : " cannot reach",
-                                 " the meeting point of the run at ", address, ":", store.port,
-                                 " (MASTER_ADDR, MASTER_PORT): ", first_line(error)));
+    throw std::runtime_error(
+        str("Rank ", place.global_rank, " of ", place.world_size,
+            store.isServer ? " cannot open" : " cannot reach", " the meeting point of the run at ",
+            address, ":", store.port, " (MASTER_ADDR, MASTER_PORT): ", first_line(error), "; ",
+            described_place(place, environment), ".", advice(place, environment)));
   }
   if (options_.num_nodes == 1) {
     address_ = "127.0.0.1";
@@ -217,7 +247,7 @@ c10::intrusive_ptr<c10d::ProcessGroup> World::make_group(const std::vector<int>&
   };
   auto group = c10::make_intrusive<ProcessGroup>(below("group"), rank, size);
 
-  auto gloo = c10d::ProcessGroupGloo::Options::create(std::max(kMeeting, options_.timeout));
+  auto gloo = c10d::ProcessGroupGloo::Options::create(join_timeout(options_.timeout));
   // Two threads would write the name of the last collective at the same time (LibTorch 2.11), which
   // for one that is longer than a small string corrupts the heap.
   gloo->threads = 1;
@@ -294,6 +324,11 @@ bool World::shut_down() {
 
 // ---- Collectives --------------------------------------------------------------------------------
 
+void World::run_collective(const char* name,
+                           const std::function<c10::intrusive_ptr<c10d::Work>()>& start) {
+  wait_together(name, [&] { start()->wait(); });
+}
+
 // Means of whole numbers are cut, as the original's are. A copy, for the collective works in place.
 at::Tensor World::reduce(const at::Tensor& tensor, ReduceOp op) {
   const at::NoGradGuard no_grad;
@@ -302,7 +337,7 @@ at::Tensor World::reduce(const at::Tensor& tensor, ReduceOp op) {
                                       : tensor.detach().clone(at::MemoryFormat::Contiguous)};
   c10d::AllreduceOptions options;
   options.reduceOp = operation(op);
-  group_->allreduce(one, options)->wait();
+  run_collective("reduce", [&] { return group_->allreduce(one, options); });
   auto& sum = one[0];
   if (op == ReduceOp::kMean && at::isIntegralType(sum.scalar_type(), /*includeBool=*/false)) {
     sum.copy_(sum / world_size());
@@ -320,7 +355,7 @@ at::Tensor World::all_gather(const at::Tensor& tensor) {
   for (int64_t rank = 0; rank < world_size(); ++rank) {
     outputs[0].push_back(at::empty_like(input[0]));
   }
-  group_->allgather(outputs, input)->wait();
+  run_collective("all_gather", [&] { return group_->allgather(outputs, input); });
   const auto all = at::stack(outputs[0]);
   return is_bool ? all.to(at::kBool) : all;
 }
@@ -356,9 +391,9 @@ State World::broadcast(State value, int64_t source_rank) {
   c10d::BroadcastOptions options;
   options.rootRank = source_rank;
   std::vector<at::Tensor> one{size};
-  group_->broadcast(one, options)->wait();
+  run_collective("broadcast", [&] { return group_->broadcast(one, options); });
   one[0] = text_tensor(text, size.item<int64_t>());
-  group_->broadcast(one, options)->wait();
+  run_collective("broadcast", [&] { return group_->broadcast(one, options); });
   if (global_rank() == source_rank) return value;
   return from_bytes(tensor_text(one[0], size.item<int64_t>()));
 }
@@ -374,10 +409,11 @@ std::vector<State> World::all_gather_states(State value) {
   return values;
 }
 
-void World::barrier(const std::string&) {
+void World::barrier(const std::string& name) {
+  const Scope call = name.empty() ? nullptr : in_call(name);
   c10d::BarrierOptions options;
   options.device = c10::Device(c10::kCPU);
-  group_->barrier(options)->wait();
+  run_collective("barrier", [&] { return group_->barrier(options); });
 }
 
 // The store's own waiting has a limit; it is repeated for as long as it takes. A rank that ends
@@ -394,6 +430,7 @@ void World::wait_for_key(const std::string& key) {
 
 // Rank 0, in whose process the store may be, goes on when all others have heard.
 void World::wait_for_all(const std::string& name) {
+  const Scope call = in_call(name), waits = waiting_for("wait_for_all");
   const auto key = str("wait/", waits_++);
   if (store_->add(key, 1) == world_size()) store_->set(key + "/all", store_bytes(name));
   wait_for_key(key + "/all");

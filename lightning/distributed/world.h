@@ -10,7 +10,9 @@
 #include <c10/core/Device.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <atomic>
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -23,6 +25,7 @@
 namespace c10d {
 class ProcessGroup;
 class Store;
+class Work;
 }  // namespace c10d
 
 namespace lightning {
@@ -46,7 +49,7 @@ class World : public Collectives {
   // second call gives the same world.
   // Errors: those of check(); MisconfigurationError for a backend
   // that this LibTorch or the device does not have; std::runtime_error where the others cannot be
-  // reached.
+  // reached; what is waited for is said after some seconds (join_notice.h).
   static World& join(const WorldOptions& options);
   // Errors: MisconfigurationError for another place, or another number of processes, than before.
   static void check(const ProcessPlace& place);
@@ -80,6 +83,10 @@ class World : public Collectives {
   ~World() override;
 
   void meet();
+  // What this process waits for before it is in the world.
+  std::string joining() const;
+  void run_collective(const char* name,
+                      const std::function<c10::intrusive_ptr<c10d::Work>()>& start);
   c10::intrusive_ptr<c10d::ProcessGroup> make_group(const std::vector<int>& ranks);
   void wait_for_key(const std::string& key);
   void leave(int status);
@@ -92,6 +99,8 @@ class World : public Collectives {
   c10::intrusive_ptr<c10d::ProcessGroup> group_;                               // of all
   std::string address_;                                                        // of this host
   int64_t waits_ = 0;
+  std::string main_address_;           // of the meeting point
+  std::atomic<int64_t> main_port_{0};  // 0: not known yet
   int process_;
   bool left_ = false;
 };

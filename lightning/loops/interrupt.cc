@@ -9,6 +9,7 @@
 
 #include "lightning/data/loader.h"
 #include "lightning/distributed/watch.h"
+#include "lightning/distributed/whereabouts.h"
 #include "lightning/errors.h"
 
 namespace lightning {
@@ -31,12 +32,14 @@ int inner_scopes = 0;
 // 128 + SIGINT, as a shell reports a program that Ctrl-C ended.
 constexpr int kInterruptedStatus = 130;
 
-void on_interrupt(int) {
+void on_interrupt(int signal) {
   if (interrupts.fetch_add(1) > 0) _exit(kInterruptedStatus);
+  Watch::on_stop_signal(signal);
 }
 
 void on_terminate(int signal) {
   sigterm = true;
+  if (!bypasses_sigterm) Watch::on_stop_signal(signal);
   const auto handler = previous_term.sa_handler;
   if (handler != SIG_DFL && handler != SIG_IGN && (previous_term.sa_flags & SA_SIGINFO) == 0) {
     handler(signal);
@@ -88,6 +91,7 @@ SignalScope::~SignalScope() {
   set_wait_check(nullptr);
   sigaction(SIGINT, &previous_int, nullptr);
   sigaction(SIGTERM, &previous_term, nullptr);
+  Watch::on_stop_signal(0);
   if (takes_preemption) sigaction(preemption->number, &previous_preemption, nullptr);
   preemption.reset();
   bypasses_sigterm = false;
@@ -104,6 +108,7 @@ void handle_signals(Collectives& ranks) {
   const bool terminates = bypasses || !bypasses_sigterm;
   const bool came = interrupts > 0 || (terminates && sigterm) || (bypasses && preempted);
   if (!meet_here(ranks, Matter::kSignals, came)) return;
+  const Scope call = in_call("the look for signals between batches");
   const bool terminate =
       ranks.reduce_any(bypasses ? sigterm.exchange(false) : terminates && sigterm);
   if (bypasses) {

@@ -1,6 +1,7 @@
 // Signals. Handlers only set a flag; the loops act at the next batch boundary, where everything is
 // in order: Ctrl-C and SIGTERM raise, a batch system's signal saves the run. A second Ctrl-C ends
-// the program at once.
+// the program at once. Of several ranks, one that waits for others in vain never comes to a
+// boundary: then all end some seconds after the signal (distributed/watch.h).
 #pragma once
 
 #include <functional>

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <utility>
 
+#include "lightning/distributed/whereabouts.h"
 #include "lightning/errors.h"
 #include "lightning/log.h"
 
@@ -217,6 +218,7 @@ void ResultCollection::log(Hook hook, const std::string& name, const LogValue& v
   if (*options.on_step()) {
     entry.step_value = scalar;
     if (options.sync_dist() && collectives.world_size() > 1 && reduction_name(options)) {
+      const Scope call = in_call(str("log(\"", name, "\", sync_dist)"));
       entry.step_value =
           Scalar(collectives.reduce(scalar.tensor(), reduce_op(*reduction_name(options))));
     }
@@ -235,10 +237,12 @@ Scalar ResultCollection::computed(Entry& entry) {
   // What needs its object has no value before that was logged again.
   const bool of_object = entry.of_metric || reduction_name(entry.options) == nullptr;
   if (entry.restored && of_object) return {};
+  const bool together = collectives_ != nullptr && collectives_->world_size() > 1;
+  const Scope call =
+      together ? in_call(str("the value of log(\"", entry.name, "\") over all ranks")) : nullptr;
   if (entry.metric != nullptr) {
-    const bool synced = collectives_ != nullptr && collectives_->world_size() > 1;
     entry.computed =
-        Scalar(synced ? entry.metric->compute_synced(*collectives_) : entry.metric->compute());
+        Scalar(together ? entry.metric->compute_synced(*collectives_) : entry.metric->compute());
     return entry.computed;
   }
   const auto* reduction = reduction_name(entry.options);
@@ -249,7 +253,7 @@ Scalar ResultCollection::computed(Entry& entry) {
   }
   auto total = entry.total;
   double weight = entry.weight;
-  if (entry.options.sync_dist() && collectives_ != nullptr && collectives_->world_size() > 1) {
+  if (entry.options.sync_dist() && together) {
     // Sums of values and of weights over the ranks, in float64 for the weights: an integer mean of
     // batch sizes would be floored.
     const auto op = *reduction == "mean" ? ReduceOp::kSum : reduce_op(*reduction);

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "lightning/distributed/watch.h"
+#include "lightning/distributed/whereabouts.h"
 #include "lightning/errors.h"
 #include "lightning/line_printer.h"
 #include "lightning/log.h"
@@ -56,6 +57,7 @@ bool Run::can_stop_early() const {
 void Run::agree_on_stop() {
   if (should_stop != stop_agreed_) stop_asked_ = std::exchange(should_stop, stop_agreed_);
   if (!meet_here(*strategy_, Matter::kStop, stop_asked_ != stop_agreed_)) return;
+  const Scope call = in_call("the decision to stop");
   should_stop = stop_agreed_ = stop_asked_ = strategy_->reduce_any(stop_asked_);
 }
 

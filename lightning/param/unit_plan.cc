@@ -145,10 +145,12 @@ std::vector<Owner> find_owners(const std::vector<Place>& places,
       const auto [found, is_new] = seen.emplace(item.value().unsafeGetTensorImpl(), owners.size());
       if (is_new) {
         const auto name = place.name.empty() ? item.key() : place.name + "." + item.key();
-        owners.push_back({place.unit, {name, item.value()}});
+        owners.push_back({place.unit, {name, item.value(), ""}});
       } else {
         auto& owner = owners[found->second];
-        owner.unit = common_ancestor(units, owner.unit, place.unit);
+        const auto common = common_ancestor(units, owner.unit, place.unit);
+        if (common != place.unit || common != owner.unit) owner.parameter.tied_to = place.name;
+        owner.unit = common;
       }
     }
   }

@@ -17,6 +17,8 @@ namespace lightning {
 struct PlannedParameter {
   std::string name;  // the first of its names, as named_parameters() gives them
   at::Tensor tensor;
+  // Of tied weights that lie further out than their own module's unit: another of their modules.
+  std::string tied_to;
 };
 
 struct UnitPlan {

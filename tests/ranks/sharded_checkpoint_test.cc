@@ -20,6 +20,7 @@
 #include "lightning/checkpoint/async_io.h"
 #include "lightning/checkpoint/dcp.h"
 #include "lightning/checkpoint/torch_file.h"
+#include "lightning/checkpoint/unfinished_folder.h"
 #include "lightning/errors.h"
 #include "lightning/version.h"
 #include "strategies/fsdp.h"
@@ -637,6 +638,11 @@ TEST_CASE("a rank that is killed under fsdp ends all, and the checkpoint before 
                                  Contains("ended with signal 9 (Killed) before the others"));
   }
   CHECK(load(ranks.dir().path("step")).at("global_step").as_int() == 1);
+  const bool leaves_a_part = std::filesystem::exists(unfinished_folder(ranks.dir().path("step")));
+  CHECK((leaves_a_part || moment != std::string("save")));
+  if (background == std::string("no")) {
+    CHECK(remove_unfinished_folders(ranks.dir().path()) == (leaves_a_part ? 1 : 0));
+  }
   // The next run takes up from it, over what was left.
   variables["MOMENT"] = "nothing";
   const auto next = ranks.run("program: loses a rank", variables);

@@ -340,6 +340,34 @@ TEST_CASE("verify tells sound files from damaged and absent ones, with a line fo
   CHECK(has_line(absent.out, "absent ", "absent.ckpt"));
 }
 
+TEST_CASE("verify and show tell a Trainer's folder from one that no run can go on from",
+          "[tools]") {
+  TempDir dir;
+  const auto whole = dir.path("whole"), lost = dir.path("lost"), empty = dir.path("empty");
+  for (const auto& folder : {whole, lost, empty}) {
+    REQUIRE(checkpoint({"convert", plain(), folder}).status == 0);
+  }
+  std::filesystem::remove(lost + "/meta.pt");
+  write_file(empty + "/meta.pt", "");
+  const auto sound = checkpoint({"verify", whole});
+  CHECK(sound.status == 0);
+  CHECK_THAT(sound.out, !Contains("meta.pt"));
+  CHECK_THAT(checkpoint({"show", whole}).out, !Contains("cannot resume"));
+
+  const auto without = checkpoint({"verify", lost});
+  CHECK(without.status == 1);
+  CHECK(has_line(without.out, "broken ", "fit cannot resume from it. Copy meta.pt"));
+  CHECK(has_line(checkpoint({"show", lost}).out, "meta.pt", "not there: fit cannot resume"));
+  CHECK_THAT(checkpoint({"show", "--json", lost}).out, Contains("\"has_meta\": false"));
+  CHECK(checkpoint({"verify", empty}).status == 1);
+
+  write_torch_file(State::dict({{"w", torch::ones(3)}}), dir.path("w.pt"));
+  REQUIRE(checkpoint({"convert", dir.path("w.pt"), dir.path("alone")}).status == 0);
+  const auto alone = checkpoint({"verify", dir.path("alone")});
+  CHECK(alone.status == 0);
+  CHECK(has_line(alone.out, "ok ", "without meta.pt: values to load, no run to resume"));
+}
+
 TEST_CASE("show opens a file of 50 GB at once", "[tools]") {
   TempDir dir;
   const auto path = dir.path("large.safetensors");

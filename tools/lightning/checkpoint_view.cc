@@ -1,6 +1,7 @@
 #include "tools/lightning/checkpoint_view.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <variant>
@@ -102,9 +103,10 @@ void open_folder(CheckpointView& view) {
     place(view.tree, item, value_of(reader, item));
   }
   lists_of(view.tree);
-  const auto values = view.path + "/meta.pt";
-  if (bytes_on_disk(values) > 0) {
-    file("meta.pt");
+  const auto values = view.path + "/" + kFolderValues;
+  view.lacks_values = ::access(values.c_str(), F_OK) != 0;
+  if (!view.lacks_values) {
+    file(kFolderValues);
     const State rest = read_torch_file(values, false);
     if (rest.is_dict() && view.tree.is_dict()) {
       for (const auto& [key, value] : rest.as_dict()) view.tree[key] = value;

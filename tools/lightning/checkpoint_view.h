@@ -30,6 +30,7 @@ struct CheckpointView {
   State tree;
   std::map<std::string, std::string> metadata;  // of a safetensors file
   std::vector<File> files;                      // of a sharded folder
+  bool lacks_values = false;                    // a sharded folder without meta.pt
 
   // Errors: CheckpointError, as read_checkpoint_file().
   static CheckpointView open(const std::string& path);

@@ -82,7 +82,9 @@ CLI::App* add_verify(CLI::App& checkpoint, std::vector<std::string>& paths) {
       checkpoint.add_subcommand("verify", "Reads checkpoints whole and tells what is damaged.");
   verify->footer(
       "Compares every CRC and checks the structure and the claims of every tensor. Prints\n"
-      "a line for each: ok with size and count, or what is wrong.\n"
+      "a line for each: ok with size and count, or what is wrong. Of a sharded folder\n"
+      "without meta.pt it says whether a Trainer wrote it, which makes it damaged: fit\n"
+      "cannot resume from it.\n"
       "Exit status: 0 all are sound, 1 one is damaged or no checkpoint, 2 one cannot be\n"
       "opened.");
   verify->add_option("FILE", paths, "Files and sharded folders")->required();
@@ -105,7 +107,8 @@ int run_verify(const std::vector<std::string>& paths, std::ostream& out) {
       const auto found = verify_checkpoint(path);
       out << "ok      " << escaped(path) << "  " << found.format << ", "
           << counted(found.tensors, "tensor") << ", " << bytes_text(found.bytes) << ", "
-          << (found.crcs > 0 ? counted(found.crcs, "CRC") : "no CRCs") << std::endl;
+          << (found.crcs > 0 ? counted(found.crcs, "CRC") : "no CRCs")
+          << (found.note.empty() ? "" : ", ") << found.note << std::endl;
     } catch (const std::exception& error) {
       const bool can_open = ::access(path.c_str(), R_OK) == 0;
       out << (can_open ? "broken  " : "absent  ") << escaped(path) << "  " << message_of(error)

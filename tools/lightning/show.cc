@@ -222,6 +222,8 @@ std::string heading(const CheckpointView& view) {
 void print_summary(const CheckpointView& view, std::ostream& out) {
   Summary summary(out);
   out << heading(view) << '\n';
+  if (view.lacks_values)
+    summary.line(kFolderValues, "not there: fit cannot resume from this folder");
   const auto& tree = view.tree;
   for (const char* key : {"epoch", "global_step"}) {
     if (const auto* value = tree.find(key)) summary.line(key, value_text(*value, kMostValue));
@@ -336,6 +338,7 @@ void print_json(const CheckpointView& view, int depth, std::ostream& out) {
   all["path"] = view.path;
   all["format"] = to_string(view.format);
   all["bytes"] = view.bytes;
+  if (view.format == CheckpointFormat::kSharded) all["has_meta"] = !view.lacks_values;
   if (!view.metadata.empty()) all["metadata"] = view.metadata;
   for (const auto& file : view.files) {
     all["files"].push_back({{"name", file.name},

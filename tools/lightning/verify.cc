@@ -1,9 +1,11 @@
 #include "tools/lightning/verify.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <set>
+#include <variant>
 
 #include "lightning/checkpoint/checkpoint_file.h"
 #include "lightning/checkpoint/dcp.h"
@@ -32,6 +34,14 @@ void verify_torch_file(const std::string& path, Verified& result) {
   for (const auto& record : zip.records()) result.crcs += record.crc != 0 ? 1 : 0;
 }
 
+// What a Trainer's strategies alone name like this.
+bool has_trainer_optimizers(const DcpMetadata& metadata) {
+  return std::any_of(metadata.items.begin(), metadata.items.end(), [](const auto& item) {
+    const auto* first = item.path.empty() ? nullptr : std::get_if<std::string>(&item.path[0]);
+    return first != nullptr && *first == "optimizer_0";
+  });
+}
+
 void verify_folder(const std::string& path, Verified& result) {
   const DcpReader reader(path);
   std::set<std::string> files = {".metadata"};
@@ -51,7 +61,19 @@ void verify_folder(const std::string& path, Verified& result) {
     }
   }
   for (const auto& file : files) result.bytes += bytes_on_disk(path + "/" + file);
-  if (bytes_on_disk(path + "/meta.pt") > 0) verify_torch_file(path + "/meta.pt", result);
+  const auto values = path + "/" + kFolderValues;
+  if (::access(values.c_str(), F_OK) == 0) {
+    verify_torch_file(values, result);
+    return;
+  }
+  if (has_trainer_optimizers(reader.metadata())) {
+    throw CheckpointError(str(
+        "The folder holds the model and the optimizers of a Trainer checkpoint, but not its file ",
+        kFolderValues, ", which says how far the run was: fit cannot resume from it. Copy ",
+        kFolderValues,
+        " from where the folder came from, or load the weights and start a new run."));
+  }
+  result.note = str("without ", kFolderValues, ": values to load, no run to resume");
 }
 
 }  // namespace
