@@ -1,13 +1,14 @@
 // Matrix products of 16-bit tensors by cuBLASLt: with bias, tanh GELU or its derivative and a
 // factor in the same pass, float32 or 16-bit results, and, where asked for, the algorithm that is
-// measured to be the fastest.
+// measured to be the best.
 //
 //   if (cuda::gemm({matrix, weight.t(), rows, bias})) return;  // else at::addmm_out(rows, ...)
 //
 // Which algorithm: cuBLASLt proposes up to 24 for a problem (sizes, strides, dtypes, alignment
 // and what is fused), its guess of the best first. kMeasured times them, and on Hopper tiles that
 // it seldom proposes, on the operands the first time that a problem is met, which waits for the
-// device up to a second or two, and keeps the fastest for the process. Two algorithms may sum in
+// device up to a second or two, and keeps for the process the one with the least time, weighed by
+// what it takes of a card at the limit of its power, where training keeps it. Two algorithms may sum in
 // different orders, so two runs, or two ranks, may differ in last bits. kHeuristic always takes the
 // first, and so does kMeasured under deterministic algorithms (at::Context) and, for a problem not
 // met before, while a graph is recorded.
@@ -59,14 +60,14 @@ bool can_use(const Gemm& problem);
 // at::RecordFunction sees it as lightning::gemm(a, b). Errors: c10::Error with cuBLASLt's words.
 bool gemm(const Gemm& problem);
 
-// Milliseconds of each algorithm that kMeasured tries, cuBLASLt's proposals first and in its order;
-// infinity for one that fails or is far from the fastest. Empty where gemm() would not run.
-// Overwrites `out`, unless the problem accumulates, and `aux`; waits for the device. Not while a
-// graph is recorded.
-std::vector<float> gemm_times(const Gemm& problem);
+// Of each algorithm that kMeasured tries, cuBLASLt's proposals first and in its order: milliseconds
+// times a measure of its energy (gemm.cc), infinity for one that fails or is far from the best.
+// Empty where gemm() would not run. Overwrites `out`, unless the problem accumulates, and `aux`;
+// waits for the device. Not while a graph is recorded.
+std::vector<float> gemm_costs(const Gemm& problem);
 
-// Which of these times kMeasured takes: the smallest, but the first unless it is beaten clearly, so
-// that noise decides nothing.
-size_t fastest_gemm(const std::vector<float>& times);
+// Which of these kMeasured takes: the least, but the first unless it is beaten clearly, so that
+// noise decides nothing.
+size_t cheapest_gemm(const std::vector<float>& costs);
 
 }  // namespace lightning::cuda

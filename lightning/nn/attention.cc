@@ -17,6 +17,7 @@
 
 #include "lightning/cuda/attention_backward.h"
 #include "lightning/cuda/launch.h"
+#include "lightning/cuda/column_sum_of.h"
 #include "lightning/cuda/pack.h"
 #include "lightning/cuda/rotary.h"
 #include "lightning/nn/compute.h"
@@ -164,19 +165,27 @@ at::Tensor run_backward_packed(const Core& core, const at::Tensor& gradient, con
 // gradients and outputs so where q, k and v are views of a packed product: then no copy.
 at::Tensor in_rows(const at::Tensor& heads) { return heads.transpose(1, 2).contiguous(); }
 
-// The gradient of the packed product from that of the output, [B, H, T, D]; fills `sums` over its
-// columns where defined.
-at::Tensor packed_gradient(const Core& core, const at::Tensor& gradient, const Heads& qkv,
-                           const CoreResult& forward, const Shape& shape, const at::Tensor& sums) {
+struct PackedGradient {
+  at::Tensor matrix;  // [B * T, (H + 2K) D]
+  at::Tensor sums;    // over its columns, float32; undefined where nobody wants them
+};
+
+// From the gradient of the output, [B, H, T, D].
+PackedGradient packed_gradient(const Core& core, const at::Tensor& gradient, const Heads& qkv,
+                               const CoreResult& forward, const Shape& shape, bool with_sums) {
   auto packed = run_backward_packed(core, gradient, qkv, forward, shape);
   Heads parts;
   if (!packed.defined()) {
     const auto [q, k, v] = run_backward(core, gradient, qkv, forward);
     parts = {in_rows(q), in_rows(k), in_rows(v)};
     packed = at::empty({shape.rows(), shape.width()}, gradient.options());
+  } else if (!core.table.defined()) {
+    return {packed, with_sums ? cuda::column_sum(packed) : at::Tensor()};
   }
+  at::Tensor sums;
+  if (with_sums) sums = at::empty({shape.width()}, packed.options().dtype(at::kFloat));
   pack(parts, packed, shape, core.table, sums);
-  return packed;
+  return {packed, sums};
 }
 
 // The projection `qkv` and the attention over it: [B, T, features] to [B, T, H D].
@@ -220,18 +229,16 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
         gradients[0].contiguous().view({shape.batch, shape.time, shape.heads, shape.head_size});
     const auto dtype = ctx->saved_data.at("weight").toScalarType();
     at::Tensor input, weight, bias;
-    const bool has_bias = ctx->saved_data.at("bias").toBool();
-    if (has_bias && ctx->needs_input_grad(2))
-      bias = at::empty({shape.width()}, outer.options().dtype(at::kFloat));
-    const auto packed =
+    const bool with_bias = ctx->saved_data.at("bias").toBool() && ctx->needs_input_grad(2);
+    const auto [packed, sums] =
         packed_gradient(core, outer.transpose(1, 2), transposed(heads_of(saved[2], shape)),
-                        {saved[4], saved[5], saved[6], saved[7]}, shape, bias);
+                        {saved[4], saved[5], saved[6], saved[7]}, shape, with_bias);
     if (ctx->needs_input_grad(1)) weight = product(packed.t(), saved[0], dtype);
     if (ctx->needs_input_grad(0)) {
       input = product(packed, saved[1], ctx->saved_data.at("input").toScalarType())
                   .view({shape.batch, shape.time, -1});
     }
-    if (bias.defined()) bias = bias.to(dtype);
+    if (with_bias) bias = sums.to(dtype);
     return {input, weight, bias, {}, {}, {}, {}};
   }
 };

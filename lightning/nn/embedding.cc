@@ -1,5 +1,6 @@
 #include "lightning/nn/embedding.h"
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/embedding_dense_backward.h>
 #include <ATen/ops/empty.h>
@@ -13,6 +14,7 @@
 #include "lightning/cuda/launch.h"
 #include "lightning/nn/compute.h"
 #include "lightning/nn/copy_parameters.h"
+#include "lightning/param/replay.h"
 #include "lightning/param/touch.h"
 
 namespace lightning::nn {
@@ -101,9 +103,45 @@ class EmbedFunction : public torch::autograd::Function<EmbedFunction> {
   }
 };
 
+// at::embedding, but for the gradient.
+class RowsFunction : public torch::autograd::Function<RowsFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& tokens,
+                            const at::Tensor& weight) {
+    const auto rows = whole(weight).detach();
+    ctx->save_for_backward({tokens});
+    ctx->saved_data["vocabulary"] = rows.size(0);
+    return at::embedding(rows, tokens);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const auto tokens = ctx->get_saved_variables()[0];
+    const auto vocabulary = ctx->saved_data.at("vocabulary").toInt();
+    // A second derivative is asked for.
+    if (at::GradMode::is_enabled()) {
+      return {at::Tensor(),
+              at::embedding_dense_backward(gradients[0], tokens, vocabulary, -1, false)};
+    }
+    return {at::Tensor(), gradient_of_rows(gradients[0], tokens, vocabulary)};
+  }
+};
+
+// Whether gradient_of_rows() is what at::embedding's gradient would be.
+bool has_plain_gradient(const torch::nn::EmbeddingOptions& options, const at::Tensor& tokens,
+                        const at::Tensor& weight) {
+  return !options.padding_idx() && !options.max_norm() && !options.scale_grad_by_freq() &&
+         !options.sparse() && tokens.scalar_type() == at::kLong && tokens.numel() > 0 &&
+         cuda::has_dtype(weight.scalar_type()) && cuda::can_run(weight) &&
+         tokens.device() == weight.device();
+}
+
 }  // namespace
 
 at::Tensor EmbeddingImpl::forward(const at::Tensor& indices) {
+  // A region replays operators.
+  const bool by_kernel = !recording_region() && at::GradMode::is_enabled() &&
+                         weight.requires_grad() && has_plain_gradient(options, indices, weight);
+  if (by_kernel) return RowsFunction::apply(indices, weight);
   return torch::nn::EmbeddingImpl::forward(indices);
 }
 

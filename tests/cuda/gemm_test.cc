@@ -84,17 +84,17 @@ TEST_CASE("gemm leaves alone what lies on no GPU", "[cuda]") {
   const auto a = at::ones({8, 8}, at::kBFloat16), out = at::zeros({8, 8}, at::kBFloat16);
   CHECK_FALSE(cuda::can_use({a, a, out}));
   CHECK_FALSE(cuda::gemm({a, a, out}));
-  CHECK(cuda::gemm_times({a, a, out}).empty());
+  CHECK(cuda::gemm_costs({a, a, out}).empty());
   CHECK(out.count_nonzero().item<int64_t>() == 0);
   CHECK_FALSE(cuda::gemm({}));
 }
 
-TEST_CASE("the measured algorithm is the first unless another is clearly faster", "[cuda]") {
+TEST_CASE("the measured algorithm is the first unless another is clearly better", "[cuda]") {
   const auto failed = std::numeric_limits<float>::infinity();
-  CHECK(cuda::fastest_gemm({1.0f}) == 0);
-  CHECK(cuda::fastest_gemm({1.0f, 0.995f, 1.2f}) == 0);
-  CHECK(cuda::fastest_gemm({1.0f, 0.9f, 0.8f, 0.85f}) == 2);
-  CHECK(cuda::fastest_gemm({failed, 2.0f, failed}) == 1);
+  CHECK(cuda::cheapest_gemm({1.0f}) == 0);
+  CHECK(cuda::cheapest_gemm({1.0f, 0.995f, 1.2f}) == 0);
+  CHECK(cuda::cheapest_gemm({1.0f, 0.9f, 0.8f, 0.85f}) == 2);
+  CHECK(cuda::cheapest_gemm({failed, 2.0f, failed}) == 1);
 }
 
 TEST_CASE("the mode of gemm is one switch", "[cuda]") {
@@ -404,12 +404,12 @@ TEST_CASE("on a GPU gemm's times for GPT-2's products", "[cuda][gpu][.times]") {
   constexpr int64_t kRows = 32768;
   double all_aten = 0, all_first = 0, all_chosen = 0;
   std::printf("%-32s %8s %8s %8s %9s  %s\n", "ms for M = 32768", "ATen", "first", "chosen",
-              "TFLOP/s", "choice, all in the heuristic's order (timed in turns)");
+              "TFLOP/s", "choice, costs in the heuristic's order");
   const auto compare = [&](const Compared& one) {
     const auto& g = one.problem;
     REQUIRE(cuda::can_use(g));
-    const auto times = cuda::gemm_times(g);
-    const auto best = cuda::fastest_gemm(times);
+    const auto costs = cuda::gemm_costs(g);
+    const auto best = cuda::cheapest_gemm(costs);
     const auto run = [&] { cuda::gemm(g); };
     cuda::set_gemm_mode(GemmMode::kHeuristic);
     const double first = milliseconds(run);
@@ -418,7 +418,7 @@ TEST_CASE("on a GPU gemm's times for GPT-2's products", "[cuda][gpu][.times]") {
     const double flops = 2.0 * g.a.size(0) * g.a.size(1) * g.b.size(1);
     std::printf("%-32s %8.4f %8.4f %8.4f %9.1f  %zu:", one.name.c_str(), aten, first, chosen,
                 flops / chosen * 1e-9, best);
-    for (const float time : times) std::printf(" %.4f", time);
+    for (const float cost : costs) std::printf(" %.4f", cost);
     std::printf("\n");
     all_aten += one.calls * aten;
     all_first += one.calls * first;

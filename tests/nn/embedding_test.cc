@@ -96,6 +96,40 @@ TEST_CASE("embed on a GPU gives what ATen gives", "[nn][gpu]") {
   }
 }
 
+TEST_CASE("on a GPU an Embedding has torch::nn::Embedding's values and both its derivatives",
+          "[nn][gpu]") {
+  if (!torch::cuda::is_available()) {
+    WARN("needs a GPU");
+    return;
+  }
+  torch::manual_seed(3);
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
+  auto torch_options = torch::nn::EmbeddingOptions(300, 24);
+  const bool padded = GENERATE(false, true);
+  if (padded) torch_options.padding_idx(7);
+  nn::Embedding ours(torch_options);
+  torch::nn::Embedding original(torch_options);
+  ours->to(torch::kCUDA, dtype);
+  original->to(torch::kCUDA, dtype);
+  original->weight.set_data(ours->weight.detach().clone());
+  const auto tokens = torch::randint(300, {5, 40}, torch::dtype(at::kLong).device(torch::kCUDA));
+  const auto outer = torch::randn({5, 40, 24}, torch::kCUDA).to(dtype).requires_grad_();
+  const auto run = [&](const at::Tensor& output, const at::Tensor& weight) {
+    const auto first = torch::autograd::grad({output}, {weight}, {outer}, true, true)[0];
+    const auto second = torch::autograd::grad({first.pow(2).sum()}, {outer})[0];
+    output.backward(outer.detach());
+    return Tensors{{"output", output}, {"first", first}, {"second", second},
+                   {"plain", weight.grad()}};
+  };
+  const auto got = run(ours->forward(tokens), ours->weight);
+  const auto expected = run(original->forward(tokens), original->weight);
+  CAPTURE(dtype, padded);
+  for (const auto& [name, value] : expected) {
+    CAPTURE(name, relative_error(got.at(name), value));
+    CHECK(relative_error(got.at(name), value) <= (dtype == at::kFloat ? 1e-6 : 3e-3));
+  }
+}
+
 TEST_CASE("on a GPU embed sums the rows of tokens that come often, the same bits each time",
           "[nn][gpu]") {
   if (!torch::cuda::is_available()) {
