@@ -460,9 +460,9 @@ float highest_to_time(std::vector<float> costs) {
   return std::min(kWorthMore * costs.front(), costs[std::min(costs.size(), kMostTimed) - 1]);
 }
 
-// Each one's time, the middle of several, by its energy; infinity for one that fails. They take turns, so that a clock
-// that falls as the device warms favours none; and the middle, for a smallest time would be that of
-// a moment at which it had not fallen yet.
+// Each one's time, the middle of several, by its energy; infinity for one that fails. They take
+// turns, so that a clock that falls as the device warms favours none; and the middle, for a
+// smallest time would be that of a moment at which it had not fallen yet.
 std::vector<float> measured(Problem& problem, const Algorithms& candidates, const Gemm& g,
                             cublasLtHandle_t handle, cudaStream_t stream) {
   constexpr float kFailed = std::numeric_limits<float>::infinity();
@@ -474,9 +474,7 @@ std::vector<float> measured(Problem& problem, const Algorithms& candidates, cons
   void* const into = scratch.mutable_data_ptr();
   std::vector<float> costs(candidates.size(), 0);
   const auto fail = [&](size_t i) { costs[i] = kFailed; };
-  const auto cost = [&](size_t i, float ms) {
-    return ms * Problem::energy_of(candidates[i]);
-  };
+  const auto cost = [&](size_t i, float ms) { return ms * Problem::energy_of(candidates[i]); };
   // The times of one turn of all that are still there.
   const auto round = [&] {
     std::vector<Event> events(candidates.size() + 1);

@@ -8,10 +8,10 @@
 // and what is fused), its guess of the best first. kMeasured times them, and on Hopper tiles that
 // it seldom proposes, on the operands the first time that a problem is met, which waits for the
 // device up to a second or two, and keeps for the process the one with the least time, weighed by
-// what it takes of a card at the limit of its power, where training keeps it. Two algorithms may sum in
-// different orders, so two runs, or two ranks, may differ in last bits. kHeuristic always takes the
-// first, and so does kMeasured under deterministic algorithms (at::Context) and, for a problem not
-// met before, while a graph is recorded.
+// what it takes of a card at the limit of its power, where training keeps it. Two algorithms may
+// sum in different orders, so two runs, or two ranks, may differ in last bits. kHeuristic always
+// takes the first, and so does kMeasured under deterministic algorithms (at::Context) and, for a
+// problem not met before, while a graph is recorded.
 //
 // Results depend on the operands and the algorithm alone: sums over k are float32, also where an
 // algorithm splits them. Any thread, on the current stream.

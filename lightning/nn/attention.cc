@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "lightning/cuda/attention_backward.h"
-#include "lightning/cuda/launch.h"
 #include "lightning/cuda/column_sum_of.h"
+#include "lightning/cuda/launch.h"
 #include "lightning/cuda/pack.h"
 #include "lightning/cuda/rotary.h"
 #include "lightning/nn/compute.h"

@@ -118,8 +118,8 @@ TEST_CASE("on a GPU an Embedding has torch::nn::Embedding's values and both its 
     const auto first = torch::autograd::grad({output}, {weight}, {outer}, true, true)[0];
     const auto second = torch::autograd::grad({first.pow(2).sum()}, {outer})[0];
     output.backward(outer.detach());
-    return Tensors{{"output", output}, {"first", first}, {"second", second},
-                   {"plain", weight.grad()}};
+    return Tensors{
+        {"output", output}, {"first", first}, {"second", second}, {"plain", weight.grad()}};
   };
   const auto got = run(ours->forward(tokens), ours->weight);
   const auto expected = run(original->forward(tokens), original->weight);
