@@ -15,6 +15,7 @@
 #include "lightning/nn/sync_batch_norm.h"
 #include "lightning/optim/optimizer_state.h"
 #include "lightning/param/deferred_init.h"
+#include "lightning/param/left_behind.h"
 #include "lightning/param/touch.h"
 #include "lightning/param/units.h"
 
@@ -45,9 +46,16 @@ GradientLists gradients(torch::optim::Optimizer& optimizer) {
   return lists;
 }
 
-// Another Trainer's strategy may have the model in parts, as fsdp does.
+// Another Trainer's strategy may have the model in parts, as fsdp does, or have left it so.
 void refuse_parts(const torch::nn::Module& module) {
   for (const auto& item : module.named_parameters()) {
+    if (left_behind(item.value()) != nullptr) {
+      throw MisconfigurationError(str(
+          "Parameter \"", item.key(),
+          "\" was left in parts by a Trainer with the strategy fsdp, and this Trainer's strategy "
+          "needs it whole. Give this one strategy=\"fsdp\" too, which takes the parts over; or "
+          "load a checkpoint into a module of its own."));
+    }
     const auto* const backed = backed_parameter(item.value());
     const auto* const unit =
         backed == nullptr ? nullptr : dynamic_cast<const Unit*>(&backed->backing());

@@ -5,8 +5,10 @@
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/distributed/c10d/debug.h>
 #include <torch/nn/module.h>
+#include <torch/nn/modules/embedding.h>
 #include <torch/optim/optimizer.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <torch/csrc/distributed/c10d/logger.hpp>
@@ -43,6 +45,21 @@ class BF16Compression : public c10d::CppCommHookInterface<c10::intrusive_ptr<c10
         c10::TensorType::get());
   }
 };
+
+// Of each parameter, whether its gradient will be sparse: the layers that make such are embeddings.
+std::vector<bool> with_sparse_gradients(const torch::nn::Module& module,
+                                        const std::vector<at::Tensor>& parameters) {
+  std::unordered_set<const void*> sparse;
+  for (const auto& layer : module.modules(/*include_self=*/false)) {
+    const auto* const one = layer->as<torch::nn::Embedding>();
+    const auto* const bag = layer->as<torch::nn::EmbeddingBag>();
+    if (one != nullptr && one->options.sparse()) sparse.insert(one->weight.unsafeGetTensorImpl());
+    if (bag != nullptr && bag->options.sparse()) sparse.insert(bag->weight.unsafeGetTensorImpl());
+  }
+  std::vector<bool> flags;
+  for (const auto& each : parameters) flags.push_back(sparse.count(each.unsafeGetTensorImpl()) > 0);
+  return flags;
+}
 
 // The loss itself. When backward begins it asks for the reducer's call at backward's end, which a
 // static graph needs in its first step.
@@ -91,13 +108,15 @@ class DDPStrategy : public ParallelStrategy {
       configure_optimizers();
       return;
     }
-    make_reducer(module);
+    module_ = &module;
+    make_reducer();
     for (const auto* optimizer : configure_optimizers()) check_optimizer(*optimizer, module);
   }
 
   // The forward half of what torch's wrapper does around a training step.
   Scope step_scope() override {
     if (reducer_ == nullptr || !at::GradMode::is_enabled()) return nullptr;
+    if (flags_changed()) make_reducer();
     if (synchronizes_) reducer_->prepare_for_forward();
     reducer_->rebuild_buckets();
     if (buffers_are_behind_ && !buffers_.empty()) {
@@ -139,20 +158,31 @@ class DDPStrategy : public ParallelStrategy {
   void teardown(torch::nn::Module* module,
                 const std::vector<torch::optim::Optimizer*>& optimizers) override {
     drop_reducer();
+    all_parameters_.clear();
     buffers_.clear();
     ParallelStrategy::teardown(module, optimizers);
   }
 
  private:
-  void make_reducer(torch::nn::Module& module) {
+  // Whether parameters were frozen or unfrozen since the reducer was made, which knows only those
+  // that were trained then.
+  bool flags_changed() const {
+    return std::any_of(all_parameters_.begin(), all_parameters_.end(),
+                       [](const auto& one) { return one.first.requires_grad() != one.second; });
+  }
+
+  void make_reducer() {
+    drop_reducer();
+    const auto& module = *module_;
+    all_parameters_.clear();
     parameters_.clear();
     names_.clear();
     std::unordered_set<const void*> seen;  // a parameter of two modules is there twice
     for (const auto& item : module.named_parameters()) {
       const auto& parameter = item.value();
-      if (!parameter.requires_grad() || !seen.insert(parameter.unsafeGetTensorImpl()).second) {
-        continue;
-      }
+      if (!seen.insert(parameter.unsafeGetTensorImpl()).second) continue;
+      all_parameters_.emplace_back(parameter, parameter.requires_grad());
+      if (!parameter.requires_grad()) continue;
       names_[parameters_.size()] = item.key();
       parameters_.push_back(parameter);
     }
@@ -176,7 +206,10 @@ class DDPStrategy : public ParallelStrategy {
         one_at_first ? std::vector<size_t>{std::numeric_limits<int>::max()}
                      : std::vector<size_t>{static_cast<size_t>(c10d::kDefaultFirstBucketBytes),
                                            static_cast<size_t>(cap)};
-    const std::vector<bool> sparse(parameters_.size(), false);
+    const auto sparse = with_sparse_gradients(module, parameters_);
+    for (size_t i = 0; i < sparse.size(); ++i) {
+      if (sparse[i]) own_gradient(parameters_[i]);
+    }
     auto buckets =
         std::get<0>(c10d::compute_bucket_assignment_by_size(parameters_, limits, sparse));
     std::reverse(buckets.begin(), buckets.end());  // gradients come from the end
@@ -201,7 +234,18 @@ class DDPStrategy : public ParallelStrategy {
     }
   }
 
+  // The values of a sparse gradient may be the gradient of another part of the graph, which the
+  // reducer would divide with them.
+  void own_gradient(const at::Tensor& parameter) {
+    const auto hook = parameter.register_hook([](const at::Tensor& gradient) {
+      return gradient.is_sparse() ? gradient.clone() : gradient;
+    });
+    hooks_.emplace_back(parameter, hook);
+  }
+
   void drop_reducer() {
+    for (const auto& [parameter, hook] : hooks_) parameter.remove_hook(hook);
+    hooks_.clear();
     logger_.reset();
     reducer_.reset();
   }
@@ -247,9 +291,13 @@ class DDPStrategy : public ParallelStrategy {
   }
 
   DDPStrategyOptions options_;
-  std::vector<at::Tensor> parameters_;
+  torch::nn::Module* module_ = nullptr;
+  // Each with its requires_grad when the reducer was made.
+  std::vector<std::pair<at::Tensor, bool>> all_parameters_;
+  std::vector<at::Tensor> parameters_;  // those that are trained
   std::unordered_map<size_t, std::string> names_;
   std::vector<at::Tensor> buffers_;
+  std::vector<std::pair<at::Tensor, unsigned>> hooks_;
   std::shared_ptr<c10d::Reducer> reducer_;
   std::shared_ptr<c10d::Logger> logger_;
   bool synchronizes_ = true;

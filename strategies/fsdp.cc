@@ -300,7 +300,7 @@ class FSDPStrategy : public ParallelStrategy {
     return std::make_unique<ShardKeeper>(std::move(options));
   }
 
-  // Of a model that another Trainer has in shards.
+  // Of a model that another Trainer has in shards, or has left so.
   // Errors: MisconfigurationError where that one's run has not ended.
   void take_over(const torch::nn::Module& module, ShardKeeper& keeper) {
     for (auto* const other : all()) {
@@ -313,6 +313,7 @@ class FSDPStrategy : public ParallelStrategy {
       }
       other->hand_over(keeper);
     }
+    for (const auto& parameter : module.parameters()) keeper.adopt(parameter);
   }
 
   bool holds_of(const torch::nn::Module& module) const {

@@ -26,6 +26,10 @@
 // Outside of steps a parameter's elements cannot be read: whole_parameters() opens them. Gradients
 // are in the slices of the optimizer's param_groups(), and grad() of the model's own parameters is
 // undefined. Buffers that a step changes are each rank's own (running statistics: sync_batchnorm).
+//
+// Shards go with the model: another Trainer of this strategy takes them over, on all ranks, also
+// where the one that made them is gone. The optimizer's state stays with its Trainer.
+//
 // Source: Lightning 2.6, `FSDPStrategy`.
 #pragma once
 

@@ -9,14 +9,17 @@
 
 #include "lightning/distributed/collective_wait.h"
 #include "lightning/errors.h"
+#include "lightning/param/left_behind.h"
 
 namespace lightning {
 namespace {
 
 using Group = c10::intrusive_ptr<c10d::ProcessGroup>;
 
-// The elements as they lie in memory, which is dense.
-at::Tensor flat(const at::Tensor& memory) {
+// The elements as they lie in memory, which is dense; complex ones as pairs, since Gloo knows no
+// others.
+at::Tensor flat(const at::Tensor& tensor) {
+  const auto memory = tensor.is_complex() ? at::view_as_real(tensor) : tensor;
   return memory.as_strided({memory.numel()}, {1}, memory.storage_offset());
 }
 
@@ -71,14 +74,65 @@ void wait_for(const std::vector<c10::intrusive_ptr<c10d::Work>>& works, const ch
   });
 }
 
-// set_data() takes no data of another kind of device; what replaces it has no memory of its own.
-void end_on_meta(BackedParameter& backed, at::TensorOptions options,
-                 const std::vector<int64_t>& sizes) {
-  const auto parameter = backed.parameter();
-  backed.restore(at::scalar_tensor(0, options.device(backed.memory().device())).expand(sizes));
-  const auto empty = at::empty(sizes, options.device(at::kMeta));
+// set_data() takes no data of another kind of device.
+void move_to_meta(const at::Tensor& parameter, at::ScalarType dtype) {
+  const auto empty =
+      at::empty(parameter.sizes(), at::TensorOptions().dtype(dtype).device(at::kMeta));
   parameter.unsafeGetTensorImpl()->shallow_copy_from(empty.getIntrusivePtr());
   torch::autograd::impl::set_grad_accumulator(parameter, {});
+}
+
+// What replaces the memory has none of its own.
+void end_on_meta(BackedParameter& backed, at::ScalarType dtype) {
+  const auto parameter = backed.parameter();
+  const auto options = at::TensorOptions().dtype(dtype).device(backed.memory().device());
+  backed.restore(at::scalar_tensor(0, options).expand(parameter.sizes()));
+  move_to_meta(parameter, dtype);
+}
+
+// With a parameter, for a keeper that adopts it. Does not keep the group alive, which belongs to
+// the world.
+struct LeftShard : LeftBehind {
+  LeftShard(Shard its_shard, const Group& its_sharers)
+      : shard(std::move(its_shard)), sharers(its_sharers) {}
+  Shard shard;  // whose parameter has no backing any more
+  c10::weak_intrusive_ptr<c10d::ProcessGroup> sharers;
+};
+
+// See ShardKeeper::collect.
+//   like   the parameter or its memory, for its strides and device
+at::Tensor collect_rows(const Shard& shard, const at::Tensor& like, const at::Tensor& rows,
+                        const Group& sharers) {
+  if (sharers == nullptr) return rows.detach();
+  const int64_t parts = sharers->getSize();
+  auto own = empty_rows(like, shard.rows_each, rows.scalar_type());
+  own.narrow(0, 0, shard.rows).copy_(rows);
+  if (shard.rows < shard.rows_each) own.narrow(0, shard.rows, shard.rows_each - shard.rows).zero_();
+  std::vector<at::Tensor> input{flat(own)};
+  std::vector<std::vector<at::Tensor>> outputs;
+  at::Tensor all;
+  if (sharers->getRank() == 0) {
+    all = empty_rows(like, shard.rows_each * parts, rows.scalar_type());
+    outputs.emplace_back();
+    for (int64_t part = 0; part < parts; ++part) {
+      outputs[0].push_back(flat(all).narrow(0, part * input[0].numel(), input[0].numel()));
+    }
+  }
+  if (input[0].numel() > 0) {
+    wait_together("gathering of a tensor", [&] { sharers->gather(outputs, input)->wait(); });
+  }
+  if (!all.defined()) return {};
+  const auto count = shard.sizes.empty() ? 1 : shard.sizes[0];
+  return all.narrow(0, 0, count)
+      .to(at::kCPU, rows.scalar_type(), false, /*copy=*/true)
+      .view(shard.sizes);
+}
+
+[[noreturn]] void refuse_sparse(const BackedParameter& parameter) {
+  throw MisconfigurationError(
+      str("Parameter \"", parameter.name(),
+          "\" got a sparse gradient, which the strategy fsdp cannot reduce. Give the embedding "
+          "sparse(false), or take strategy=\"ddp\"."));
 }
 
 bool is_nccl(const Group& group, const at::Device& device) {
@@ -162,7 +216,7 @@ Shard ShardKeeper::part_of(const at::Tensor& whole) const {
 at::Tensor ShardKeeper::own_rows(const Shard& shard, const at::Tensor& values) const {
   auto all = values.to(options_.device).contiguous();
   if (options_.everyone != nullptr && all.numel() > 0) {
-    std::vector<at::Tensor> one{all};
+    std::vector<at::Tensor> one{flat(all)};
     wait_together("a parameter's values", [&] { options_.everyone->broadcast(one)->wait(); });
   }
   return shard.rows_of(all);
@@ -189,14 +243,42 @@ void ShardKeeper::hand_over(ShardKeeper& to) {
   by_tensor_.clear();
   for (auto& shard : shards_) {
     auto& backed = *shard->parameter;
-    const auto& rows = shard->slice.detach();
-    auto values = collect(*shard, rows);
-    if (!values.defined()) values = at::empty(shard->sizes, rows.options().device(at::kCPU));
-    to.born(backed.parameter(), values.view(shard->sizes));
-    end_on_meta(backed, rows.scalar_type(), shard->sizes);
+    to.collect_born(backed.parameter(), *shard, options_.sharers);
+    end_on_meta(backed, shard->slice.scalar_type());
     shard.reset();
   }
   shards_.clear();
+}
+
+void ShardKeeper::collect_born(const at::Tensor& parameter, const Shard& shard,
+                               const Group& sharers) {
+  const auto rows = shard.slice.detach();
+  auto values = collect_rows(shard, parameter, rows, sharers);
+  if (!values.defined()) values = at::empty(shard.sizes, rows.options().device(at::kCPU));
+  born(parameter, values.view(shard.sizes));
+}
+
+void ShardKeeper::leave(const Shard& shard) const {
+  Shard left = shard;
+  left.parameter = nullptr;
+  left.slice = shard.slice.detach();
+  left.padded = left.sum = at::Tensor();
+  leave_behind(shard.parameter->parameter(),
+               std::make_shared<LeftShard>(std::move(left), options_.sharers));
+}
+
+void ShardKeeper::adopt(const at::Tensor& parameter) {
+  const auto left = std::dynamic_pointer_cast<LeftShard>(left_behind(parameter));
+  if (left == nullptr) return;
+  const at::NoGradGuard no_grad;
+  const auto sharers = left->sharers.lock();
+  if (sharers == nullptr) {
+    throw MisconfigurationError(
+        "The model is in shards, and the ranks that hold the others have ended: it cannot be used "
+        "any more. Load its checkpoint into a new module.");
+  }
+  collect_born(parameter, left->shard, sharers);
+  move_to_meta(parameter, left->shard.slice.scalar_type());
 }
 
 void ShardKeeper::make(BackedParameter& parameter, const at::Tensor& values) {
@@ -241,8 +323,11 @@ void ShardKeeper::write_back(Unit& unit) {
 }
 
 void ShardKeeper::restore() {
-  if (parts_ > 1) return;
   for (const auto& shard : shards_) {
+    if (parts_ > 1) {
+      leave(*shard);
+      continue;
+    }
     const auto values = shard->slice.detach().to(
         shard->slice.options().device(options_.device).pinned_memory(false),
         /*non_blocking=*/false, /*copy=*/true);
@@ -255,7 +340,8 @@ void ShardKeeper::restore() {
 // The rows of this rank on the device, as they are gathered.
 at::Tensor ShardKeeper::fetch(const Shard& shard) const {
   const auto rows = flat(shard.padded).to(options_.device, /*non_blocking=*/true);
-  return parts_ == 1 ? rows : rows.to(shard.parameter->memory().scalar_type());
+  const auto dtype = c10::toRealValueType(shard.parameter->memory().scalar_type());
+  return parts_ == 1 ? rows : rows.to(dtype);
 }
 
 void ShardKeeper::gather(Unit& unit) {
@@ -274,8 +360,9 @@ void ShardKeeper::gather(Unit& unit) {
     if (parts_ == 1 || memory.dim() > 0) {
       outputs.push_back(flat(memory));
     } else {
-      outputs.push_back(at::empty({parts_}, memory.options()));
-      gathering.copies.emplace_back(memory, outputs.back()[0]);
+      const auto all = at::empty({parts_}, memory.options());
+      outputs.push_back(flat(all));
+      gathering.copies.emplace_back(memory, all[0]);
     }
   }
   // Who used the memory before must be through with it.
@@ -336,7 +423,9 @@ void ShardKeeper::reduce(Unit&, const std::vector<BackedParameter*>& arrived) {
   std::vector<std::pair<Shard*, at::Tensor>> gradients;
   for (auto* const parameter : arrived) {
     auto& shard = shard_of(*parameter);
-    auto gradient = parameter->take_gradient();
+    auto gradient = parameter->take_gradient().resolve_conj();
+    const bool is_shared = parts_ > 1 || options_.replicas != nullptr;
+    if (is_shared && gradient.is_sparse()) refuse_sparse(*parameter);
     if (shard.is_trained && !shard.slice.requires_grad()) continue;
     if (shard.sum.defined()) {
       gradient = shard.sum.add_(gradient);
@@ -472,30 +561,7 @@ at::Tensor ShardKeeper::sum_over_sharers(const at::Tensor& value) const {
 
 at::Tensor ShardKeeper::collect(const Shard& shard, const at::Tensor& rows) const {
   const at::NoGradGuard no_grad;
-  if (parts_ == 1) return rows.detach();
-  const auto& memory = shard.parameter->memory();
-  auto own = empty_rows(memory, shard.rows_each, rows.scalar_type());
-  own.narrow(0, 0, shard.rows).copy_(rows);
-  if (shard.rows < shard.rows_each) own.narrow(0, shard.rows, shard.rows_each - shard.rows).zero_();
-  std::vector<at::Tensor> input{flat(own)};
-  std::vector<std::vector<at::Tensor>> outputs;
-  at::Tensor all;
-  if (part_ == 0) {
-    all = empty_rows(memory, shard.rows_each * parts_, rows.scalar_type());
-    outputs.emplace_back();
-    for (int64_t part = 0; part < parts_; ++part) {
-      outputs[0].push_back(flat(all).narrow(0, part * input[0].numel(), input[0].numel()));
-    }
-  }
-  if (input[0].numel() > 0) {
-    wait_together("gathering of a tensor",
-                  [&] { options_.sharers->gather(outputs, input)->wait(); });
-  }
-  if (part_ > 0) return {};
-  const auto count = shard.sizes.empty() ? 1 : shard.sizes[0];
-  return all.narrow(0, 0, count)
-      .to(at::kCPU, rows.scalar_type(), false, /*copy=*/true)
-      .view(shard.sizes);
+  return collect_rows(shard, shard.parameter->memory(), rows, options_.sharers);
 }
 
 }  // namespace lightning

@@ -79,6 +79,10 @@ class ShardKeeper : public UnitKeeper {
   // Gives each parameter's values to another keeper, which makes its own units of them: from then
   // on they are on the meta device, and nothing is kept here. Called by all ranks.
   void hand_over(ShardKeeper& to);
+  // Takes over what restore() of another keeper left with the parameter, likewise; no effect on
+  // other parameters. Called by all ranks in the same order.
+  // Errors: MisconfigurationError where the ranks that have the other rows are gone.
+  void adopt(const at::Tensor& parameter);
 
   // By the module's parameter, or by its slice; null for any other tensor.
   Shard* find(const at::Tensor& parameter);
@@ -103,7 +107,8 @@ class ShardKeeper : public UnitKeeper {
   // first of those that share it; undefined on the others. Called by all. Where nothing is shared,
   // the tensor itself.
   at::Tensor collect(const Shard& shard, const at::Tensor& rows) const;
-  // Where each rank has everything, parameters become ordinary ones again.
+  // Where each rank has everything, parameters become ordinary ones again. Else this rank's rows
+  // are left with each, for another keeper to adopt().
   void restore();
 
   // ---- For the units ----------------------------------------------------------------------------
@@ -141,6 +146,10 @@ class ShardKeeper : public UnitKeeper {
   };
 
   Shard& shard_of(const BackedParameter& parameter);
+  void leave(const Shard& shard) const;
+  // Collects a parameter's rows from `sharers`, which makes it born here.
+  void collect_born(const at::Tensor& parameter, const Shard& shard,
+                    const c10::intrusive_ptr<c10d::ProcessGroup>& sharers);
   // The optimizer's tensor is the gathered parameter itself.
   bool is_in_place(const Shard& shard) const;
   void make(BackedParameter& parameter, const at::Tensor& values);

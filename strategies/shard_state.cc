@@ -138,6 +138,22 @@ void name_parameters(State& state, const torch::optim::Optimizer& optimizer, Sha
   state["param_groups"] = std::move(groups);
 }
 
+using OptimizerStates =
+    std::vector<std::pair<void*, std::unique_ptr<torch::optim::OptimizerParamState>>>;
+
+OptimizerStates take_state_of_slices(torch::optim::Optimizer& optimizer,
+                                     const ShardKeeper& shards) {
+  OptimizerStates taken;
+  for (const auto& shard : shards.all()) {
+    void* const slice = shard->slice.unsafeGetTensorImpl();
+    const auto found = optimizer.state().find(slice);
+    if (found == optimizer.state().end()) continue;
+    taken.emplace_back(slice, std::move(found->second));
+    optimizer.state().erase(slice);
+  }
+  return taken;
+}
+
 }  // namespace
 
 State model_state_of(const torch::nn::Module& module, ShardKeeper& shards, StateKind kind,
@@ -236,13 +252,16 @@ void give_slices(torch::optim::Optimizer& optimizer, ShardKeeper& shards) {
         "The optimizer LBFGS computes with all elements of the model at once, which are in shards "
         "here. Use another optimizer, strategy=\"ddp\", or sharding_strategy=\"NO_SHARD\".");
   }
-  // Some have state from their construction on, of whole parameters.
+  // Some have state from their construction on, of whole parameters; that of slices holds where
+  // parameters were added in the middle of a run.
+  auto of_slices = take_state_of_slices(optimizer, shards);
   const auto state = optimizer.state().empty() ? State() : optimizer_state_dict(optimizer);
   optimizer.state().clear();
   for (auto& group : optimizer.param_groups()) {
     for (auto& param : group.params()) param = shards.find(param)->slice;
   }
   if (!state.is_none()) load_optimizer_state_of(optimizer, shards, state);
+  for (auto& [slice, of_slice] : of_slices) optimizer.state()[slice] = std::move(of_slice);
 }
 
 }  // namespace lightning

@@ -6,7 +6,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -27,10 +26,13 @@
 #include <set>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "lightning/distributed/last_words.h"
 #include "lightning/distributed/launcher.h"
+#include "lightning/distributed/lookout.h"
+#include "lightning/distributed/message_bytes.h"
 #include "lightning/distributed/whereabouts.h"
 #include "lightning/errors.h"
 
@@ -49,11 +51,8 @@ constexpr milliseconds kListenForStatus{1000};
 constexpr seconds kCleanUp{6};
 // A process that holds no connection is not waited for longer than this.
 constexpr seconds kConnect{60};
-// After a signal, how often rank 0 looks whether one waits in vain.
-constexpr seconds kLookAgain{1};
 // Longest text of an error that is passed on.
 constexpr size_t kMostText = 16 * 1024;
-constexpr size_t kMostCall = 200;
 
 // How much a piece of news says about the cause of a failure. Of equal ones the first counts.
 enum class Weight : uint8_t {
@@ -104,42 +103,6 @@ bool is_consequence(const std::string& error) {
 
 // ---- Bytes --------------------------------------------------------------------------------------
 
-void put_number(std::string& out, int64_t number) {
-  for (int i = 0; i < 8; ++i) out += static_cast<char>(static_cast<uint64_t>(number) >> (8 * i));
-}
-void put_text(std::string& out, const std::string& text) {
-  put_number(out, static_cast<int64_t>(text.size()));
-  out += text;
-}
-
-// Reads what put_ wrote. A message that ends early gives zeros and no text.
-class Reader {
- public:
-  explicit Reader(const std::string& bytes) : bytes_(bytes) {}
-  int64_t number() {
-    uint64_t value = 0;
-    if (bytes_.size() - place_ < 8) {
-      place_ = bytes_.size();
-      return 0;
-    }
-    for (int i = 0; i < 8; ++i) {
-      value |= static_cast<uint64_t>(static_cast<unsigned char>(bytes_[place_++])) << (8 * i);
-    }
-    return static_cast<int64_t>(value);
-  }
-  bool at_end() const { return place_ == bytes_.size(); }
-  std::string text() {
-    const auto bytes = static_cast<uint64_t>(number());
-    if (bytes > bytes_.size() - place_) return "";
-    place_ += bytes;
-    return bytes_.substr(place_ - bytes, bytes);
-  }
-
- private:
-  const std::string& bytes_;
-  size_t place_ = 0;
-};
-
 std::string framed(Message type, const std::string& body) {
   std::string frame;
   put_number(frame, static_cast<int64_t>(body.size()) + 1);
@@ -161,24 +124,8 @@ std::string failure_body(const Failure& failure) {
   return body;
 }
 
-std::string put_doing(const Whereabouts& one) {
-  std::string body;
-  put_text(body, one.call.substr(0, kMostCall));
-  put_text(body, one.waits_for.substr(0, kMostCall));
-  put_number(body, one.waited.count());
-  return body;
-}
-
-Whereabouts read_doing(Reader& reader) {
-  Whereabouts one;
-  one.call = reader.text();
-  one.waits_for = reader.text();
-  one.waited = milliseconds(reader.number());
-  return one;
-}
-
 Failure read_failure(const std::string& body) {
-  Reader reader(body);
+  MessageReader reader(body);
   Failure failure;
   failure.rank = reader.number();
   failure.weight = static_cast<Weight>(std::clamp<int64_t>(reader.number(), 0, 3));
@@ -330,7 +277,7 @@ struct Peer {
 
   std::optional<std::pair<Message, std::string>> next() {
     if (bytes.size() < 9) return std::nullopt;
-    const auto length = static_cast<uint64_t>(Reader(bytes).number());
+    const auto length = static_cast<uint64_t>(MessageReader(bytes).number());
     if (length < 1 || length > 4 * kMostText) {
       bytes.clear();  // nothing of ours
       return std::nullopt;
@@ -359,15 +306,6 @@ struct Round {
   std::map<int64_t, int64_t> places;  // by rank that has answered
 };
 
-// Of rank 0's thread: what all do, asked of them because a signal came or because one wants to
-// know.
-struct Lookout {
-  std::map<int64_t, int64_t> signals;  // by rank
-  std::optional<Clock::time_point> since, next;
-  bool asked = false;  // and not answered by all
-  std::map<int64_t, Whereabouts> doings;
-};
-
 std::atomic<Watch*> installed{nullptr};
 std::atomic<int> signal_that_came{0};
 std::atomic<int> wakes_thread{-1};  // of the Watch
@@ -394,13 +332,12 @@ struct Watch::Impl {
   int exit_status = 1;                  // then
   std::atomic<bool> all_raised{false};  // since the last run began
 
-  int64_t lookouts = 0;  // answers to where_others_are()
-  std::map<int64_t, Whereabouts> doings;
   std::atomic<int64_t> joined{1};
 
   std::atomic<bool> training{false};
   int64_t training_runs = 0;
   std::array<Meeting, kMatters> meetings;
+  ToldDoings told;
 
   // Of the thread alone.
   std::array<Round, kMatters> open_rounds;
@@ -502,7 +439,7 @@ struct Watch::Impl {
 
   // What comes from a process before it has shown the secret is not looked at.
   void on_message_to_host(Peer& peer, Message type, const std::string& body) {
-    Reader reader(body);
+    MessageReader reader(body);
     if (!peer.admitted) {
       peer.admitted = type == Message::kHello && reader.text() == secret;
       peer.host = reader.text();
@@ -548,7 +485,7 @@ struct Watch::Impl {
 
   // ---- Meeting ----------------------------------------------------------------------------------
 
-  static int64_t read_matter(Reader& reader) {
+  static int64_t read_matter(MessageReader& reader) {
     return std::clamp<int64_t>(reader.number(), 0, kMatters - 1);
   }
 
@@ -594,56 +531,22 @@ struct Watch::Impl {
 
   // ---- Who waits for whom -----------------------------------------------------------------------
 
-  void on_signal_of(int64_t rank, int64_t number) {
-    auto& all = lookout.signals;
-    number == 0 ? static_cast<void>(all.erase(rank)) : static_cast<void>(all[rank] = number);
-    if (all.empty()) {
-      lookout.since.reset();
-      lookout.next.reset();
-    } else if (!lookout.since) {
-      lookout.since = Clock::now();
-      lookout.next = *lookout.since + kLookAgain;
-    }
-  }
+  void on_signal_of(int64_t rank, int64_t number) { lookout.on_signal(rank, number, Clock::now()); }
 
   void look_out() {
-    if (lookout.asked) return;
-    lookout.asked = true;
+    if (!lookout.begin()) return;
     to_all(Message::kTellWhere, "");
     on_doing(place.global_rank, whereabouts());
   }
 
   void on_doing(int64_t rank, const Whereabouts& doing) {
-    auto& all = lookout.doings;
-    all[rank] = doing;
-    if (static_cast<int64_t>(all.size()) < place.world_size) return;
-    std::string body;
-    for (const auto& [who, one] : all) {
-      put_number(body, who);
-      body += put_doing(one);
+    auto all = lookout.on_answer(rank, doing, place.world_size);
+    if (!all) return;
+    to_all(Message::kDoings, message_of(*all));
+    if (const auto stuck = lookout.find_stuck(*all, Clock::now())) {
+      on_failure({stuck->rank, Weight::kEnded, stuck->text, 128 + stuck->signal});
     }
-    to_all(Message::kDoings, body);
-    look_for_stuck();
-    lookout.asked = false;
-    hear_doings(std::exchange(all, {}));
-  }
-
-  void look_for_stuck() {
-    if (!lookout.since) return;
-    const auto since = std::chrono::duration_cast<milliseconds>(Clock::now() - *lookout.since);
-    const auto stuck = find_stuck(lookout.doings, since);
-    if (!stuck) return;
-    const auto number = static_cast<int>(lookout.signals.begin()->second);
-    on_failure({stuck->rank, Weight::kEnded,
-                str(stuck->text, " The run was asked to end by SIG", ::sigabbrev_np(number), "."),
-                128 + number});
-  }
-
-  void hear_doings(std::map<int64_t, Whereabouts> all) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    doings = std::move(all);
-    ++lookouts;
-    changed.notify_all();
+    told.hear(std::move(*all));
   }
 
   void ask_where() { is_host() ? look_out() : to_host(Message::kAskWhere, ""); }
@@ -664,8 +567,8 @@ struct Watch::Impl {
 
   void on_message_to_member(Message type, const std::string& body) {
     if (type == Message::kFailure) last_of_rank_0 = read_failure(body).text;
-    if (type == Message::kLeft) on_left(Reader(body).number());
-    Reader reader(body);
+    if (type == Message::kLeft) on_left(MessageReader(body).number());
+    MessageReader reader(body);
     if (type == Message::kWhere) {
       const auto matter = read_matter(reader);
       to_host(Message::kHere, numbers({matter, goes_until(matter)}));
@@ -674,15 +577,8 @@ struct Watch::Impl {
       const auto matter = read_matter(reader);
       meet_at(matter, reader.number());
     }
-    if (type == Message::kTellWhere) to_host(Message::kDoing, put_doing(whereabouts()));
-    if (type == Message::kDoings) {
-      std::map<int64_t, Whereabouts> all;
-      while (!reader.at_end()) {
-        const auto rank = reader.number();
-        all[rank] = read_doing(reader);
-      }
-      hear_doings(std::move(all));
-    }
+    if (type == Message::kTellWhere) to_host(Message::kDoing, message_of(whereabouts()));
+    if (type == Message::kDoings) told.hear(read_doings(reader));
     if (type == Message::kAllRaise) {
       last_of_rank_0.clear();
       all_raised = true;
@@ -766,7 +662,7 @@ struct Watch::Impl {
 
   int milliseconds_left() const {
     auto next = verdict_at;
-    for (const auto& one : {end_at, lookout.next}) {
+    for (const auto& one : {end_at, lookout.next()}) {
       if (one && (!next || *one < *next)) next = one;
     }
     if (!next) return -1;
@@ -807,10 +703,7 @@ struct Watch::Impl {
       if (is_host() && fds[1].revents != 0) accept_all();
       tell_signal();
       read_peers(fds);
-      if (lookout.next && Clock::now() >= *lookout.next) {
-        lookout.next = Clock::now() + kLookAgain;
-        look_out();
-      }
+      if (lookout.due(Clock::now())) look_out();
       if (verdict_at && Clock::now() >= *verdict_at) give_verdict();
       if (end_at && Clock::now() >= *end_at) finish();
     }
@@ -918,18 +811,8 @@ int Watch::stop_signal() { return signal_that_came; }
 
 std::string Watch::where_others_are() {
   auto& impl = *impl_;
-  std::unique_lock<std::mutex> lock(impl.mutex);
-  const auto before = impl.lookouts;
-  lock.unlock();
-  impl.post([&impl] { impl.ask_where(); });
-  lock.lock();
-  impl.changed.wait_for(lock, seconds(2), [&] { return impl.lookouts > before; });
-  if (impl.lookouts == before) return "";
-  std::vector<std::string> others;
-  for (const auto& [rank, one] : impl.doings) {
-    if (rank != impl.place.global_rank) others.push_back(str("rank ", rank, " ", describe(one)));
-  }
-  return lightning::join(others);
+  return impl.told.ask_of_others(impl.place.global_rank,
+                                 [&impl] { impl.post([&impl] { impl.ask_where(); }); });
 }
 
 bool Watch::meet_here(Matter matter, bool asks) {

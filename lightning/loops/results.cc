@@ -55,6 +55,22 @@ const std::string* reduction_name(const LogOptions& options) {
   return std::get_if<std::string>(&options.reduce_fx());
 }
 
+// What a function of the user's makes of values [n], those of all ranks where they are shared.
+Scalar reduced(const std::string& name, const LogOptions& options, at::Tensor values,
+               Collectives* collectives) {
+  if (options.sync_dist() && collectives != nullptr && collectives->world_size() > 1) {
+    values = collectives->all_gather_rows(values);
+  }
+  const auto value = std::get<1>(options.reduce_fx())(values);
+  if (!value.defined() || value.numel() != 1) {
+    throw MisconfigurationError(
+        str("The function given as reduce_fx of log(\"", name, "\") made ",
+            value.defined() ? str("a tensor of shape ", value.sizes()) : "an undefined tensor",
+            " of ", values.numel(), " values, expected a tensor of one element."));
+  }
+  return Scalar(value.reshape({}));
+}
+
 bool same_options(const LogOptions& a, const LogOptions& b) {
   const auto* name_a = reduction_name(a);
   const auto* name_b = reduction_name(b);
@@ -247,8 +263,7 @@ Scalar ResultCollection::computed(Entry& entry) {
   }
   const auto* reduction = reduction_name(entry.options);
   if (reduction == nullptr) {
-    const auto& reduce = std::get<1>(entry.options.reduce_fx());
-    entry.computed = Scalar(reduce(at::stack(entry.all)));
+    entry.computed = reduced(entry.name, entry.options, at::stack(entry.all), collectives_);
     return entry.computed;
   }
   auto total = entry.total;

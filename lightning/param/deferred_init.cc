@@ -126,6 +126,7 @@ class DeferredInit::Tape {
   using Live = std::vector<c10::Storage>;
 
   bool is_deferred_call(const Stack& stack, size_t first) const;
+  static void copy_constants(Step& step);
   void check_no_draw(const c10::OperatorHandle& op) const;
   Step make_step(const c10::OperatorHandle& op, const Stack& stack, size_t first) const;
   static Stack on_meta(const c10::OperatorHandle& op, const Stack& stack, size_t first);
@@ -238,9 +239,11 @@ int32_t DeferredInit::Tape::memory_of(const at::Tensor& tensor) const {
   return found == memory_at_.end() ? kNone : found->second;
 }
 
+// A call that is told to go to the meta device has that from a deferred tensor's options().
 bool DeferredInit::Tape::is_deferred_call(const Stack& stack, size_t first) const {
   bool any = false, deferred = false;
   for (size_t i = first; i < stack.size(); ++i) {
+    if (stack[i].isDevice() && stack[i].toDevice().is_meta()) return true;
     visit_tensors(stack[i], [&](const at::Tensor& tensor, int64_t) {
       any = true;
       deferred |= memory_of(tensor) != kNone;
@@ -258,6 +261,18 @@ void DeferredInit::Tape::note_generator(const Stack& stack, size_t first) {
     }
     const Unrecorded unrecorded;
     note_state(GeneratorState::now(generator));
+  }
+}
+
+// A constant that moves to where the model will be is read again by each replay: what is made of it
+// shall not share its memory.
+void DeferredInit::Tape::copy_constants(Step& step) {
+  for (const auto& place : step.places) {
+    if (place.memory != kNone) return;
+  }
+  const auto& arguments = step.op.schema().arguments();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (arguments[i].name() == "copy") step.arguments[i] = c10::IValue(true);
   }
 }
 
@@ -303,6 +318,7 @@ DeferredInit::Tape::Step DeferredInit::Tape::make_step(const c10::OperatorHandle
       step.arguments.emplace_back(std::move(list));
     }
   }
+  copy_constants(step);
   step.overwrites = (traits.overwritten & 1) != 0 && !step.places.empty() &&
                     step.places[0].argument == 0 && step.places[0].shape.has_value() &&
                     step.places[0].shape->is_all;
@@ -382,6 +398,7 @@ void DeferredInit::Tape::run(const c10::OperatorHandle& op, c10::DispatchKeySet 
     return;
   }
   note_generator(stack, first);
+  if (operator_traits(op).random) begin();  // the constructor may have seeded
   auto step = make_step(op, stack, first);
   step.grad_mode = at::GradMode::is_enabled();
   Stack results;

@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "lightning/errors.h"
+#include "lightning/param/left_behind.h"
 
 namespace lightning {
 
@@ -35,11 +36,16 @@ class TouchStorage final : public c10::StorageImpl {
   const std::string& name() const { return name_; }
   void end() { owner_ = nullptr; }
 
+  // For when it has; null for nothing.
+  const std::shared_ptr<LeftBehind>& left_behind() const { return left_behind_; }
+  void leave_behind(std::shared_ptr<LeftBehind> what) { left_behind_ = std::move(what); }
+
   bool is_whole() const { return data() != nullptr || nbytes() == 0; }
 
  private:
   BackedParameter* owner_;
   std::string name_;
+  std::shared_ptr<LeftBehind> left_behind_;
 };
 
 namespace {
@@ -453,6 +459,15 @@ BackedParameter* backed_parameter(const at::Tensor& tensor) {
   if (!tensor.defined()) return nullptr;
   const TouchStorage* const storage = touch_storage(tensor);
   return storage == nullptr ? nullptr : storage->owner();
+}
+
+void leave_behind(const at::Tensor& parameter, std::shared_ptr<LeftBehind> what) {
+  if (auto* const storage = touch_storage(parameter)) storage->leave_behind(std::move(what));
+}
+
+std::shared_ptr<LeftBehind> left_behind(const at::Tensor& parameter) {
+  const auto* const storage = parameter.defined() ? touch_storage(parameter) : nullptr;
+  return storage == nullptr || storage->owner() != nullptr ? nullptr : storage->left_behind();
 }
 
 OperatorWatch* watch_operators(OperatorWatch* watch) {

@@ -132,6 +132,12 @@ TEST_CASE("log says what is wrong with a call", "[log]") {
              }),
              Contains("twice in training_step"));
   CHECK_THAT(refusal_of([&](Logging& m, const Batch&, int64_t) {
+               m.log("x", one, LogOptions().on_epoch(true).reduce_fx([](const at::Tensor& values) {
+                 return at::stack({values.min(), values.max()});
+               }));
+             }),
+             Contains("reduce_fx of log(\"x\")") && Contains("shape [2]"));
+  CHECK_THAT(refusal_of([&](Logging& m, const Batch&, int64_t) {
                m.log("x", one, LogOptions().on_epoch(true).reduce_fx(std::string("avg")));
              }),
              Contains("\"avg\"") && Contains("mean, sum, min, max"));

@@ -210,6 +210,36 @@ TEST_CASE("a constructor that asks for a value gets it", "[param]") {
   check_equal([] { return std::make_shared<Asks>(); });
 }
 
+TEST_CASE("a constructor makes literals with the options of another tensor", "[param]") {
+  struct Alike : nn::Module {
+    Alike() {
+      const auto weight = register_parameter("weight", torch::rand({5, 4}));
+      const auto options = weight.options().requires_grad(false);
+      register_buffer("scalar", torch::tensor(2.5, options));
+      register_buffer("one", torch::tensor(3, options.dtype(torch::kLong)));
+      const auto row = torch::tensor({1.0, 2.0, 3.0, 4.0}, options);
+      // Read again by the replays that give these values, after it was written.
+      row.mul_(weight.sum().item<float>());
+      row.add_(row.max().item<float>());
+      register_buffer("row", row);
+      init::sparse_(register_parameter("sparse", torch::empty({5, 4})), 0.4);
+      register_buffer("after", torch::rand(3));
+    }
+  };
+  check_equal([] { return std::make_shared<Alike>(); });
+}
+
+TEST_CASE("a constructor that seeds draws from that seed on", "[param]") {
+  struct Seeds : nn::Module {
+    Seeds() {
+      register_parameter("before", torch::rand(3));
+      torch::manual_seed(11);
+      register_parameter("behind", torch::rand(3));
+    }
+  };
+  check_equal([] { return std::make_shared<Seeds>(); });
+}
+
 TEST_CASE("generators that were used or seeded since are left alone", "[param]") {
   torch::manual_seed(3);
   DeferredInit deferred;

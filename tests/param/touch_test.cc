@@ -7,6 +7,7 @@
 #include <catch2/catch.hpp>
 #include <functional>
 
+#include "lightning/param/left_behind.h"
 #include "tests/param/functions.h"
 
 using Catch::Matchers::Contains;
@@ -196,6 +197,30 @@ TEST_CASE("gradients can be taken as they arrive, after hooks that were there", 
   weight.sum().backward();
   CHECK(taken.size() == 2);
   CHECK(weight.grad().defined());
+}
+
+TEST_CASE("what a backing leaves is there after it, and goes with the parameter's data",
+          "[param]") {
+  const auto rest = std::make_shared<LeftBehind>();
+  const auto holders = [&] { return rest.use_count() - 1; };
+  Elsewhere backing;
+  for (const bool replaces_data : {true, false}) {
+    auto weight = torch::rand({4, 3});
+    {
+      const BackedParameter backed("layer.weight", weight, backing);
+      leave_behind(weight, rest);
+      CHECK(left_behind(weight) == nullptr);
+    }
+    CHECK(left_behind(weight) == rest);
+    CHECK(holders() == 1);
+    if (replaces_data) weight.set_data(torch::rand({4, 3}));
+    if (!replaces_data) weight = at::Tensor();
+    CHECK(left_behind(weight) == nullptr);
+    CHECK(holders() == 0);
+  }
+  const auto ordinary = torch::rand({4, 3});
+  leave_behind(ordinary, rest);
+  CHECK(left_behind(ordinary) == nullptr);
 }
 
 TEST_CASE("a parameter cannot have two backings, nor a sparse one any", "[param]") {

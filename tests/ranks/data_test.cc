@@ -228,6 +228,30 @@ TEST_CASE("ranks that log different values stop together and save the same", "[r
   CHECK(checkpoints(ranks.dir().path("saved")) == std::vector<std::string>{"epoch=2.ckpt"});
 }
 
+TEST_CASE("program: reduces by a function", "[.program]") {
+  struct Spread : Net {
+    StepOutput training_step(const Batch& batch, int64_t) override {
+      log("spread", static_cast<double>(global_rank()),
+          LogOptions().on_step(false).on_epoch(true).sync_dist(true).reduce_fx(
+              [](const at::Tensor& values) { return values.max() - values.min(); }));
+      return layer(batch.tensor()).mean();
+    }
+  };
+  Trainer trainer(options());
+  trainer.fit(std::make_shared<Spread>(), numbers(8));
+  write_json(str("rank", trainer.global_rank(), ".json"), Json(*trainer.metric("spread")));
+}
+
+TEST_CASE("a function that reduces a logged value is given those of all ranks", "[ranks]") {
+  Ranks ranks;
+  const auto ended = ranks.run("program: reduces by a function");
+  INFO(ended.output);
+  REQUIRE(ended.status == 0);
+  for (const char* name : {"rank0.json", "rank1.json"}) {
+    CHECK(read_json(ranks.dir().path(name)) == 1.0);
+  }
+}
+
 TEST_CASE("program: logs everywhere", "[.program]") {
   struct Logging : Net {
     StepOutput training_step(const Batch& batch, int64_t) override {

@@ -9,6 +9,7 @@
 #include "lightning.h"
 #include "lightning/checkpoint/torch_file.h"
 #include "strategies/fsdp.h"
+#include "tests/param/live_bytes.h"
 #include "tests/support/ranks.h"
 
 using namespace lightning;
@@ -135,6 +136,76 @@ TEST_CASE("program: is trained by two Trainers", "[.program]") {
 TEST_CASE("a Trainer of fsdp takes over a model that another has in shards", "[ranks]") {
   Ranks ranks;
   const auto ended = ranks.run("program: is trained by two Trainers");
+  INFO(ended.output);
+  CHECK(ended.status == 0);
+  CHECK(ended.still_running == 0);
+}
+
+TEST_CASE("program: is trained by another Trainer once the first is gone", "[.program]") {
+  const auto expected = trained_in_turn();
+  for (const char* then : {"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD"}) {
+    CAPTURE(then);
+    auto net = std::make_shared<Net>();
+    Trainer(options().strategy("fsdp")).fit(net, tokens());
+    CHECK_THAT(error_of([&] { net->inner->weight.sum(); }), Contains("\"inner.weight\""));
+    Trainer whole(options().strategy("ddp"));
+    CHECK_THAT(
+        error_of([&] { whole.fit(net, tokens()); }),
+        Contains("\"scale\" was left in parts by a Trainer") && Contains("strategy=\"fsdp\""));
+    Trainer second(options().strategy(FSDP().sharding_strategy(then)));
+    second.fit(net, tokens());
+    const auto file = Ranks::folder() + "/left.ckpt";
+    second.save_checkpoint(file);
+    check_close(weights_in(file), expected, 1e-5);
+  }
+}
+
+TEST_CASE("the shards of a model outlive the Trainer that made them", "[ranks]") {
+  Ranks ranks;
+  const auto ended = ranks.run("program: is trained by another Trainer once the first is gone");
+  INFO(ended.output);
+  CHECK(ended.status == 0);
+  CHECK(ended.still_running == 0);
+}
+
+TEST_CASE("program: lets a model go after its Trainer", "[.program]") {
+  struct Wide : Net {
+    Wide() { register_module("wide", torch::nn::Linear(1024, 1024)); }  // 4 MiB
+  };
+  constexpr int64_t kMiB = 1 << 20;
+  const auto before = LiveBytes::now();
+  auto net = std::make_shared<Wide>();
+  Trainer(options().strategy("fsdp")).validate(net, tokens());
+  const auto left = LiveBytes::now() - before;
+  CHECK(left > kMiB);  // half of it
+  CHECK(left < 3 * kMiB);
+  net.reset();
+  CHECK(LiveBytes::now() - before < kMiB);
+}
+
+TEST_CASE("shards that a Trainer left end with the model", "[ranks]") {
+  Ranks ranks;
+  const auto ended = ranks.run("program: lets a model go after its Trainer");
+  INFO(ended.output);
+  CHECK(ended.status == 0);
+  CHECK(ended.still_running == 0);
+}
+
+TEST_CASE("program: returns to a model after another", "[.program]") {
+  const auto file = Ranks::folder() + "/before.ckpt";
+  Trainer trainer(options().strategy("fsdp").precision("bf16-mixed"));
+  auto net = std::make_shared<Net>();
+  trainer.fit(net, tokens());
+  trainer.save_checkpoint(file);
+  trainer.validate(std::make_shared<Net>(), tokens());
+  trainer.validate(net, tokens());
+  trainer.save_checkpoint(file + ".after");
+  check_close(weights_in(file + ".after"), weights_in(file), 0);
+}
+
+TEST_CASE("a model keeps its shards while its Trainer has another model", "[ranks]") {
+  Ranks ranks;
+  const auto ended = ranks.run("program: returns to a model after another");
   INFO(ended.output);
   CHECK(ended.status == 0);
   CHECK(ended.still_running == 0);

@@ -63,7 +63,8 @@ Ended Ranks::run(const std::string& test_case, const Variables& variables,
   using Clock = std::chrono::steady_clock;
   auto words = launcher;
   words.push_back(std::filesystem::read_symlink("/proc/self/exe").string());
-  words.push_back(test_case);
+  words.push_back("\"" + test_case + "\"");  // else a comma would end the name
+  words.insert(words.end(), {"-w", "NoTests"});
   const auto output = dir_.path("output");
   const auto end = Clock::now() + deadline;
   const pid_t pid = ::fork();
